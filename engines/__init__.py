@@ -1,0 +1,1 @@
+"""Engines generate tokens. They know neither search nor rewards nor HTTP."""
