@@ -111,8 +111,8 @@ class EchoChild:
         barred = self._how.ban_ids
         if position < self._how.min_tokens:
             barred |= self._stop_ids
-        shaped = shaped(logits, self._how, ids, self.claim.response_start, barred)
-        token = draw(shaped, self._how, uniform_of(self._seed, position))
+        weighed = shaped(logits, self._how, ids, self.claim.response_start, barred)
+        token = draw(weighed, self._how, uniform_of(self._seed, position))
         if token in self._stop_ids:
             self._overrun = (token,)
             self._end(Finish.STOP_TOKEN, token, len(self._logps))
@@ -120,8 +120,8 @@ class EchoChild:
         self.claim.token_ids = (*ids, token)
         self._logps.append(float(logps[token]))
         if self._how.logprobs is not None:
-            listed = listed(logps, None, None, self._how.logprobs)
-            self._tops.append(tuple(zip(listed.ids, listed.logps, strict=True)))
+            top = listed(logps, None, None, self._how.logprobs)
+            self._tops.append(tuple(zip(top.ids, top.logps, strict=True)))
         self._end_if_full(self._tracker.push(token))
         return 1
 
