@@ -1,0 +1,1 @@
+"""Shared state: what replicas must agree on. Imports nothing of ours."""
