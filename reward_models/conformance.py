@@ -1,0 +1,211 @@
+"""The laws that every reward model keeps, as checks that any implementation can run.
+
+    for check in CHECKS:
+        await run_check(check, subject)
+
+They say nothing of how good a judge is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from engines.base import ChatMessage
+from reward_models.base import Candidate, Claim, RewardKind, RewardModel, Score
+from reward_models.errors import RewardUnavailable
+
+_TOLERANCE: Final = 1e-4  # batched matrix products differ in their last bits
+_MESSAGES: Final = ({"role": "user", "content": "Mia has 12 coins. Mia finds 30 coins. How many?"},)
+_ANSWERS: Final = (
+    ("12+30=42\n", "The answer is 42."),
+    ("12+30=43\n", "43-1=42\n", "The answer is 42."),
+    ("The answer is 7.",),
+)
+
+
+class ContractBroken(AssertionError):
+    """A reward model broke a law; the message says which, with what was seen."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The reward model under test.
+
+    Attributes:
+        make: A new judge each time; `run_check` closes it.
+        messages: A conversation that it can read.
+        answers: Answers to it that it can read, each cut into steps.
+    """
+
+    make: Callable[[], RewardModel]
+    messages: tuple[ChatMessage, ...] = _MESSAGES
+    answers: tuple[tuple[str, ...], ...] = _ANSWERS
+
+
+@dataclass
+class Trial:
+    """One judge while a check runs, with the claims taken on the way."""
+
+    judge: RewardModel
+    subject: Subject
+    taken: list[Claim] = field(default_factory=list)
+
+    async def open(self) -> Claim:
+        """A claim on the conversation, released at the end."""
+        return self.own(await self.judge.open(self.subject.messages))
+
+    def own(self, claim: Claim) -> Claim:
+        """Remember to release this claim."""
+        self.taken.append(claim)
+        return claim
+
+    def candidates(self, claim: Claim | None = None) -> list[Candidate]:
+        """All answers of the subject, judged under `claim`."""
+        return [self.candidate(steps, claim) for steps in self.subject.answers]
+
+    def candidate(
+        self, steps: tuple[str, ...], claim: Claim | None = None, *, is_finished: bool = True
+    ) -> Candidate:
+        """One answer, in the shape that a judge reads."""
+        text = "".join(steps)
+        return Candidate(self.subject.messages, text, (), steps, claim, is_finished)
+
+
+CheckBody: TypeAlias = Callable[[Trial], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One law: its name and its body."""
+
+    name: str
+    body: CheckBody
+
+
+async def run_check(check: Check, subject: Subject) -> None:
+    """Run one check on a new judge, give back what it claimed, and close the judge.
+
+    Raises:
+        ContractBroken: The law does not hold, or pages stayed claimed.
+    """
+    judge = subject.make()
+    trial = Trial(judge, subject)
+    try:
+        try:
+            await check.body(trial)
+        finally:
+            for claim in trial.taken:
+                claim.release()
+        claimed = judge.stats().pages_claimed
+        require(claimed == 0, f"{claimed} pages are still claimed by nobody")
+    finally:
+        await judge.aclose()
+
+
+def require(holds: bool, what: str) -> None:
+    """Raise `ContractBroken` unless the law holds."""
+    if not holds:
+        raise ContractBroken(what)
+
+
+async def scores_are_finite_and_in_range(trial: Trial) -> None:
+    """One finite score per candidate, between the declared ends, one value per step if any."""
+    info, candidates = trial.judge.info, trial.candidates(await trial.open())
+    scores = await trial.judge.score(candidates)
+    require(len(scores) == len(candidates), f"{len(scores)} scores of {len(candidates)}")
+    for candidate, score in zip(candidates, scores, strict=True):
+        for value in (score.value, *score.steps):
+            inside = math.isfinite(value) and info.low <= value <= info.high
+            require(inside, f"{value} is not in {info.low}..{info.high}")
+        if score.steps or info.kind is RewardKind.PROCESS:
+            counts = (len(score.steps), len(candidate.steps))
+            require(counts[0] == counts[1], "{} values for {} steps".format(*counts))
+        if info.kind is RewardKind.PROCESS:
+            gap = abs(score.value - score.steps[-1])
+            require(gap < _TOLERANCE, "a process judge's value is not its last step's")
+
+
+async def an_empty_batch_is_no_scores(trial: Trial) -> None:
+    """Nothing in, nothing out."""
+    require(await trial.judge.score([]) == [], "an empty batch gave scores")
+
+
+async def batching_changes_nothing(trial: Trial) -> None:
+    """Alone, together and in another order, a candidate is worth the same."""
+    candidates = trial.candidates(await trial.open())
+    together = await trial.judge.score(candidates)
+    turned = (await trial.judge.score(candidates[::-1]))[::-1]
+    alone = [(await trial.judge.score([candidate]))[0] for candidate in candidates]
+    for name, others in (("reversed", turned), ("alone", alone)):
+        for one, other in zip(together, others, strict=True):
+            require(_alike(one, other), f"{one} together, {other} {name}")
+
+
+async def claims_change_nothing(trial: Trial) -> None:
+    """A claim saves work and nothing else: without it, forked or shared, scores are the same."""
+    claim = await trial.open()
+    fork = trial.own(claim.fork())
+    require(fork.token_ids == claim.token_ids, "a fork has other tokens")
+    plain = await trial.judge.score(trial.candidates())
+    claimed = await trial.judge.score(trial.candidates(claim))
+    claim.release()
+    claim.release()
+    forked = await trial.judge.score(trial.candidates(fork))
+    for name, others in (("under a claim", claimed), ("under a fork", forked)):
+        for one, other in zip(plain, others, strict=True):
+            require(_alike(one, other), f"{one} without a claim, {other} {name}")
+
+
+async def a_claim_records_what_it_is_given(trial: Trial) -> None:
+    """extend makes another claim with the tokens appended."""
+    claim = await trial.open()
+    before = claim.token_ids
+    longer = trial.own(claim.extend((1, 2)))
+    require(longer.token_ids == (*before, 1, 2), f"{longer.token_ids} after extending {before}")
+    require(claim.token_ids == before, "extend changed its claim")
+
+
+async def steps_are_judged_by_what_came_before(trial: Trial) -> None:
+    """The first steps of an answer are worth the same however it goes on."""
+    if trial.judge.info.kind is not RewardKind.PROCESS:
+        return
+    claim = await trial.open()
+    steps = max(trial.subject.answers, key=len)
+    whole, part = await trial.judge.score(
+        [trial.candidate(steps, claim), trial.candidate(steps[:-1], claim, is_finished=False)]
+    )
+    for one, other in zip(whole.steps, part.steps, strict=False):
+        require(abs(one - other) < _TOLERANCE, f"a step was {other}, then {one}")
+
+
+async def a_closed_judge_says_so(trial: Trial) -> None:
+    """After aclose, which may come twice, scoring raises RewardUnavailable."""
+    await trial.judge.aclose()
+    await trial.judge.aclose()
+    try:
+        await trial.judge.score(trial.candidates())
+    except RewardUnavailable:
+        return
+    raise ContractBroken("score did not raise RewardUnavailable after aclose")
+
+
+def _alike(one: Score, other: Score) -> bool:
+    values = zip((one.value, *one.steps), (other.value, *other.steps), strict=True)
+    return all(abs(a - b) < _TOLERANCE for a, b in values)
+
+
+CHECKS: Final[tuple[Check, ...]] = tuple(
+    Check(getattr(body, "__name__", str(body)), body)
+    for body in (
+        scores_are_finite_and_in_range,
+        an_empty_batch_is_no_scores,
+        batching_changes_nothing,
+        claims_change_nothing,
+        a_claim_records_what_it_is_given,
+        steps_are_judged_by_what_came_before,
+        a_closed_judge_says_so,
+    )
+)
