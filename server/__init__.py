@@ -1,0 +1,1 @@
+"""The server: HTTP, wire schema, limits, settings, metrics, page and the command line."""
