@@ -1,0 +1,1 @@
+"""Load tests speak the wire; benches measure inside one process."""

@@ -1,0 +1,1 @@
+"""Benchmarks: each leaves named figures with their spread; none is a test."""

@@ -1,0 +1,358 @@
+"""Where benches put their numbers: one JSON file of named figures, written as they come.
+
+A bench is a function of a `Bench`, made a command by `bench_command`:
+
+    @bench_command("engine")
+    def run(bench: Bench) -> None:
+        if bench.wants("engine.greedy_mismatches"):
+            bench.put("engine.greedy_mismatches", 0, unit="prompts", n=100, better="lower")
+
+``run(bench)`` measures; ``run.main(["--out", DIR, …])`` is what ``bough bench engine …`` does. A
+figure that DIR already holds for the same seed and n is not computed again; figures never change
+their meaning, so a new meaning is a new name. Nothing here knows what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+Better = Literal["higher", "lower"]
+DEFAULT_OUT: Final = Path("bench-results")
+_ROOT: Final = Path(__file__).resolve().parents[2]
+
+
+class BenchError(Exception):
+    """A bench cannot run as asked; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number.
+
+    Attributes:
+        value: The number.
+        unit: Its unit; "ratio" for quotients of two like things.
+        n: How many problems, prompts or repeats it rests on.
+        low: Lower end of its 95 % interval, or of its repeats where `unit` is a ratio of times.
+        high: Upper end.
+        better: Which way is better; None where neither is.
+    """
+
+    value: float
+    unit: str
+    n: int
+    low: float | None = None
+    high: float | None = None
+    better: Better | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line of a bench says.
+
+    Attributes:
+        out: Folder of the results.
+        seed: Seed of everything random.
+        n: Size of the sample; None is the bench's own default.
+        only: Globs of the figures wanted; empty wants all.
+        limit_s: Start nothing new after so many seconds.
+    """
+
+    out: Path = DEFAULT_OUT
+    seed: int = 0
+    n: int | None = None
+    only: tuple[str, ...] = ()
+    limit_s: float | None = None
+
+
+class Bench:
+    """One run of a bench: what is wanted, how long there is, and where figures go."""
+
+    def __init__(
+        self, name: str, options: Options, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Read what the folder already holds."""
+        self.name = name
+        self.out = options.out
+        self.seed = options.seed
+        self.n = options.n
+        self.console = Console()
+        self._only = options.only
+        self._clock = clock
+        self._end = None if options.limit_s is None else clock() + options.limit_s
+        self._asked = {"seed": options.seed, "n": options.n}
+        self._wanted: list[str] = []
+        self._file = options.out / f"{name}.json"
+        options.out.mkdir(parents=True, exist_ok=True)
+        old = self._read()
+        self._started_at = old.get("started_at", datetime.now(UTC).isoformat(timespec="seconds"))
+        self._origin: dict[str, dict[str, Any]] = dict(old.get("origin", {}))
+        self._figures = {
+            key: Figure(**value)
+            for key, value in old.get("figures", {}).items()
+            if self._same_run(key)
+        }
+
+    def matches(self, name: str) -> bool:
+        """Whether the command line asks for this figure."""
+        return not self._only or any(fnmatchcase(name, glob) for glob in self._only)
+
+    def wants(self, name: str) -> bool:
+        """Whether this figure is asked for and not there yet."""
+        if not self.matches(name):
+            return False
+        if name not in self._wanted:
+            self._wanted.append(name)
+        return name not in self._figures
+
+    def put(
+        self,
+        name: str,
+        value: float,
+        *,
+        unit: str,
+        n: int,
+        low: float | None = None,
+        high: float | None = None,
+        better: Better | None = None,
+    ) -> None:
+        """Keep a figure and write the file. One that was not asked for is left out.
+
+        Raises:
+            ValueError: The value is not finite.
+        """
+        if not math.isfinite(value):
+            raise ValueError(f"figure {name} is {value}; it must be finite")
+        if not self.matches(name):
+            return
+        self._figures[name] = Figure(value, unit, n, low, high, better)
+        self._origin[name] = {**self._asked, "revision": revision()}
+        self._write()
+
+    def get(self, name: str) -> Figure | None:
+        """A figure that is already there."""
+        return self._figures.get(name)
+
+    def out_of_time(self) -> bool:
+        """Whether `limit_s` has passed."""
+        return self._end is not None and self._clock() >= self._end
+
+    def say(self, text: str) -> None:
+        """A line for whoever watches."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def report(self) -> bool:
+        """Print the figures; whether every one asked for is there."""
+        table = Table(title=f"bough bench {self.name} (seed {self.seed})")
+        for column in ("figure", "value", "low", "high", "unit", "n", "better"):
+            is_name = column in ("figure", "unit", "better")
+            table.add_column(column, justify="left" if is_name else "right", no_wrap=True)
+        shown = [name for name in self._figures if self.matches(name)]
+        for name in shown:
+            figure = self._figures[name]
+            ends = ["" if end is None else _short(end) for end in (figure.low, figure.high)]
+            better = figure.better or ""
+            row = [name, _short(figure.value), *ends, figure.unit, str(figure.n), better]
+            table.add_row(*row)
+        # A pipe gets whole rows, however narrow the terminal that is not there.
+        width = None if self.console.is_terminal else 160
+        self.console.print(table, width=width)
+        missing = [name for name in self._wanted if name not in self._figures]
+        for name in missing:
+            self.say(f"not computed: {name}")
+        for name in shown:
+            made = self._origin.get(name, {}).get("revision")
+            if made != revision():
+                self.say(f"kept from revision {made}: {name}")
+        if not shown and not missing:
+            self.say(f"no figure matches --only {','.join(self._only)}")
+        self.say(f"written to {self._file}")
+        return bool(shown) and not missing
+
+    def _same_run(self, name: str) -> bool:
+        origin = self._origin.get(name, {})
+        return all(origin.get(key) == value for key, value in self._asked.items())
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            old = json.loads(self._file.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as err:
+            raise BenchError(f"{self._file} cannot be resumed ({err}); move it away") from err
+        if not isinstance(old, dict):
+            raise BenchError(f"{self._file} is not a results file; move it away")
+        return old
+
+    def _write(self) -> None:
+        content = {
+            "command": shlex.join(sys.argv),
+            "seed": self.seed,
+            "revision": revision(),
+            "hardware": hardware(),
+            "started_at": self._started_at,
+            "figures": {name: asdict(figure) for name, figure in self._figures.items()},
+            "origin": {name: self._origin[name] for name in self._figures},
+        }
+        draft = self._file.with_suffix(".json.part")
+        draft.write_text(json.dumps(content, indent=1) + "\n")
+        draft.replace(self._file)
+
+
+class Journal:
+    """Rows beside the figures, one JSON object a line, so that a stopped bench goes on.
+
+    Args:
+        path: The file; a torn last line, from a run that was killed, is dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.rows: dict[str, dict[str, Any]] = {}
+        good = 0
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    break
+                if not line.endswith(b"\n"):
+                    break
+                good += len(line)
+                self.rows[row["key"]] = row
+            with path.open("r+b") as file:
+                file.truncate(good)
+
+    def add(self, key: str, row: Mapping[str, Any]) -> None:
+        """Append a row under a key that it does not hold yet."""
+        full = {"key": key, **row}
+        with self._path.open("a") as file:
+            file.write(json.dumps(full) + "\n")
+        self.rows[key] = full
+
+
+class BenchCommand:
+    """A bench as a command; calling it runs the bench itself."""
+
+    def __init__(self, name: str, body: Callable[[Bench], None]) -> None:
+        self.name = name
+        self._body = body
+        self.__doc__ = body.__doc__
+
+    def __call__(self, bench: Bench) -> None:
+        """Measure what `bench` wants."""
+        self._body(bench)
+
+    def main(self, argv: Sequence[str]) -> int:
+        """Run with command-line arguments; 0 when every figure asked for is there."""
+        bench = Bench(self.name, parse_options(self.name, argv))
+        try:
+            self(bench)
+        finally:
+            is_whole = bench.report()
+        return 0 if is_whole else 1
+
+
+def bench_command(name: str) -> Callable[[Callable[[Bench], None]], BenchCommand]:
+    """Make a function of a `Bench` a command."""
+    return lambda body: BenchCommand(name, body)
+
+
+def parse_options(name: str, argv: Sequence[str]) -> Options:
+    """Options from a command line; argparse exits with 2 on a wrong one."""
+    parser = argparse.ArgumentParser(prog=f"bough bench {name}")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the results")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    parser.add_argument("--n", type=_positive, help="size of the sample")
+    parser.add_argument("--only", default="", help="figures wanted, as GLOB[,GLOB...]")
+    parser.add_argument("--limit-s", type=float, help="start nothing new after so many seconds")
+    given = parser.parse_args(argv)
+    only = tuple(glob.strip() for glob in given.only.split(",") if glob.strip())
+    return Options(given.out, given.seed, given.n, only, given.limit_s)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m loadtests.bench NAME …``: any registered bench."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    known = {entry.name: entry for entry in entry_points(group="bough.benches")}
+    if not args or args[0] not in known:
+        print(f"usage: bench NAME [options]; NAME is one of {', '.join(sorted(known))}")
+        return 2
+    command = known[args[0]].load()
+    return int(command.main(args[1:]))
+
+
+@cache
+def revision() -> str:
+    """The commit measured, with ``+changes`` when the tree differs from it."""
+    commit = _git("rev-parse", "--short=12", "HEAD") or "unknown"
+    return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def hardware() -> dict[str, Any]:
+    """The machine, in words and numbers."""
+    found: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+    torch = sys.modules.get("torch")  # only a bench that computes with it has loaded it
+    if torch is not None:
+        found["torch"] = torch.__version__
+        found["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value == int(value) and abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _git(*args: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *args], cwd=_ROOT, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
