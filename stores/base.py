@@ -1,11 +1,12 @@
 """The seam between bough and whatever it shares between replicas.
 
-A store holds four kinds of things, each in its own namespace: small values with a lifetime, token buckets, numbered
-event streams, and versioned blobs. Everything belongs to one tenant, and no tenant can name what another one holds:
-`tenant` and `key` are arbitrary text, never joined by a separator that they could contain.
+A store holds four kinds of things, each in its own namespace: small values with a lifetime, token
+buckets, numbered event streams, and versioned blobs. Everything belongs to one tenant, and no
+tenant can name what another one holds: `tenant` and `key` are arbitrary text, never joined by a
+separator that they could contain.
 
-What a store does not do: transactions over several keys, listing of keys, durability. Every failure of the store
-itself is `StoreUnavailable`, raised quickly, so that a caller can go on without sharing.
+What a store does not do: transactions over several keys, listing of keys, durability. Every failure
+of the store itself is `StoreUnavailable`, raised quickly, so that a caller can go on without it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ MAX_KEY_CHARS: Final = 1024
 MAX_VALUE_BYTES: Final = 16 * 1024 * 1024
 """The largest value, event or blob, unless a store is told otherwise."""
 MAX_STREAM_EVENTS: Final = 10_000
-"""Events a stream keeps at least, unless a store is told otherwise; older ones are dropped first."""
+"""The most recent events that a stream keeps, unless a store is told otherwise."""
+MAX_EVENT_NUMBER: Final = 2**53 - 2
+"""The largest event number; beyond it floats, which scripts count in, lose ones."""
 MAX_WAIT_S: Final = 20.0
 """The longest that one `read_events` waits."""
 EVENTS_TTL_S: Final = 3600.0
@@ -34,8 +37,8 @@ class Grant:
 
     Attributes:
         is_allowed: Whether the cost was taken.
-        wait_s: Seconds until the same cost would be allowed if nobody else asked; 0 when allowed, infinite when the
-            cost exceeds the capacity.
+        wait_s: Seconds until the same cost would be allowed if nobody else asked; 0 when allowed,
+            infinite when the cost exceeds the capacity.
         remaining: Tokens left in the bucket.
     """
 
@@ -71,16 +74,15 @@ class Conflict:
 class Store(Protocol):
     """Shared state, per tenant. See `stores.conformance` for its laws.
 
-    Every method may raise `StoreUnavailable` (and `StoreClosed` after `aclose`), and `StoreInputError` for arguments
-    outside the contract. Lifetimes are seconds, above 0; None keeps the thing until it is evicted.
+    Every method may raise `StoreUnavailable` (and `StoreClosed` after `aclose`), and
+    `StoreInputError` for arguments outside the contract. Lifetimes are seconds, above 0; None keeps
+    the thing until it is evicted.
     """
 
     async def get(self, key: str, *, tenant: str) -> bytes | None:
         """The value, or None when it is missing, expired or evicted."""
 
-    async def set(
-        self, key: str, value: bytes, *, tenant: str, ttl_s: float | None = None
-    ) -> None:
+    async def set(self, key: str, value: bytes, *, tenant: str, ttl_s: float | None = None) -> None:
         """Write a value, replacing value and lifetime of what was there.
 
         Raises:
@@ -90,7 +92,7 @@ class Store(Protocol):
     async def claim(
         self, key: str, value: bytes, *, tenant: str, ttl_s: float | None = None
     ) -> bool:
-        """Write a value only where there is none, atomically: of all that ask at once, one gets True.
+        """Write a value only where there is none: of all that ask at once, one gets True.
 
         Raises:
             ValueTooLarge: Over the store's bound.
@@ -102,10 +104,10 @@ class Store(Protocol):
     async def bucket(
         self, key: str, rate: float, capacity: float, cost: float = 1.0, *, tenant: str
     ) -> Grant:
-        """Take `cost` tokens from a bucket that starts full and refills by `rate` a second up to `capacity`.
+        """Take `cost` tokens from a bucket refilled by `rate` a second up to `capacity`.
 
-        A refused cost takes nothing. A negative cost gives tokens back, never beyond the capacity. A bucket that is
-        full again is forgotten, so an idle bucket costs nothing.
+        A new bucket is full. A refused cost takes nothing. A negative cost gives tokens back, never
+        beyond the capacity. A bucket that is full again is forgotten, so an idle one costs nothing.
         """
 
     async def append_event(
@@ -119,8 +121,9 @@ class Store(Protocol):
     ) -> int:
         """Append to a stream and renew its lifetime; returns the event's number.
 
-        Without `number` it is the last one plus 1, from 0. A `number` that is not above the last one is taken as a
-        repeated write and changes nothing, so that an append that failed can be tried again.
+        Without `number` it is the last one plus 1, from 0. A `number` that is not above the last
+        one is taken as a repeated write and adds nothing, so that an append that failed can be
+        tried again.
 
         Raises:
             ValueTooLarge: Over the store's bound.
@@ -131,8 +134,8 @@ class Store(Protocol):
     ) -> list[Event]:
         """Events numbered above `after`, oldest first, at most `limit`.
 
-        When there are none, waits up to `wait_s` (at most MAX_WAIT_S) for the first; may return empty earlier.
-        A missing stream reads as empty.
+        When there are none, waits up to `wait_s` (at most MAX_WAIT_S) for the first; may return
+        empty earlier. A missing stream reads as empty.
         """
 
     async def get_blob(self, key: str, *, tenant: str) -> Blob | None:
@@ -223,15 +226,18 @@ def check_page(after: int, limit: int, wait_s: float) -> None:
     """
     if after < -1 or limit < 1 or not wait_s >= 0:
         raise StoreInputError(
-            f"after={after}, limit={limit}, wait_s={wait_s}: need after >= -1, limit >= 1, wait_s >= 0"
+            f"after={after}, limit={limit}, wait_s={wait_s}: "
+            "need after >= -1, limit >= 1, wait_s >= 0"
         )
 
 
 def check_number(number: int | None) -> None:
-    """Refuse event numbers below 0.
+    """Refuse event numbers that cannot be kept.
 
     Raises:
-        StoreInputError: It is negative.
+        StoreInputError: It is negative or above MAX_EVENT_NUMBER.
     """
-    if number is not None and number < 0:
-        raise StoreInputError(f"the event number is {number}; numbers start at 0")
+    if number is not None and not 0 <= number <= MAX_EVENT_NUMBER:
+        raise StoreInputError(
+            f"the event number is {number}; numbers go from 0 to {MAX_EVENT_NUMBER}"
+        )
