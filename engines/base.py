@@ -127,6 +127,7 @@ class Sampling:
         tenant: Whose request this is; caches are never shared between tenants.
         boundaries: Strings that end a *step*: the whole token completing one stays in `token_ids` and `text`.
         max_step_tokens: Ends a step after this many tokens of it (Finish.STEP_LENGTH).
+        deltas: Whether the caller reads Deltas; False asks for Continuations only, which is cheaper.
     """
 
     temperature: float = 1.0
@@ -150,6 +151,7 @@ class Sampling:
     tenant: str = ""
     boundaries: tuple[str, ...] = ()
     max_step_tokens: int | None = None
+    deltas: bool = True
 
 
 class Prefix(Protocol):

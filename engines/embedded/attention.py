@@ -1,0 +1,313 @@
+"""Attention over a tree of pages.
+
+A batch is a set of query tokens, each at the end of a path of pages. Pages under several paths form *shared* segments:
+their keys and values are read once for all queries below them. What is left of each path is a *private* segment. Every
+segment gives a partial softmax; partials of one query are merged by their log-sum-exp, so the result equals attention
+over the whole path and KV traffic is the number of distinct tokens.
+
+`plan` decides, in numpy and without tensors of the model; `attend` computes. A plan serves all layers of one step.
+
+Letters: N query tokens, S segments, R queries of a segment, T slots of a segment, Hq query heads, Hk key/value heads,
+D head width, P slots of a page, K partials of a query.
+
+Source: cascade / tree attention with log-sum-exp merging (FlashInfer, Hydragen); the batching of unequal segments into
+padded groups by size is ours.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence in the batch.
+
+    Attributes:
+        shared: Pages that other rows may hold too, full ones, root first. Rows with the same tuple object compare fast.
+        own: Pages of this row alone, after `shared`.
+        start: Tokens of the sequence before the first query.
+        count: Query tokens, at positions start … start + count - 1, in the flat order of the batch.
+    """
+
+    shared: tuple[int, ...]
+    own: Sequence[int]
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of pages with the rows that see all of it. `first_token` is the position of its first slot."""
+
+    pages: tuple[int, ...]
+    rows: tuple[int, ...]
+    first_token: int
+
+
+@dataclass
+class Group:
+    """Segments of similar size, padded to one rectangle.
+
+    Attributes:
+        queries: (S * R,) int64 flat query of every cell; None when it is 0 … N-1 in order.
+        pages: (S * T / P,) int64, padded by repeating a page.
+        first_page: The first page when the group is one segment of consecutive pages; else -1.
+        num_segments: S.
+        mask: (S, 1, R or 1, T) additive mask; None when every slot counts for every query.
+        limits: (S, 1) int64 slots that count, where each segment has one query that can advance; else None.
+    """
+
+    queries: torch.Tensor | None
+    pages: torch.Tensor
+    first_page: int
+    num_segments: int
+    mask: torch.Tensor | None
+    limits: torch.Tensor | None
+
+
+@dataclass
+class Plan:
+    """All groups of a batch, and where each query's partials lie among their concatenated outputs.
+
+    Attributes:
+        groups: At least one.
+        partials: (N, K) int64 into the concatenated cells, the last index standing for "none"; None when a query's
+            only partial is the cell of its own number.
+    """
+
+    groups: list[Group]
+    partials: torch.Tensor | None
+
+    def advance(self) -> None:
+        """Move every private query one slot on; the caller knows that all stay inside their pages."""
+        for group in self.groups:
+            if group.limits is not None and group.mask is not None:
+                group.mask.view(group.num_segments, -1).scatter_(1, group.limits, 0.0)
+                group.limits += 1
+
+
+@dataclass
+class _Cell:
+    """A segment about to be packed: its pages, its flat queries, and the slots its first query sees."""
+
+    pages: Sequence[int]
+    queries: Sequence[int]
+    limit: int
+    is_private: bool
+
+
+def split(rows: Sequence[Row], page_tokens: int) -> tuple[list[Segment], list[int]]:
+    """Shared segments of `rows`, and how many of its `shared` pages each row has in them.
+
+    Every page that at least two rows hold is in exactly one segment.
+    """
+    by_path: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        by_path[row.shared].append(number)
+    paths = list(by_path.items())
+    taken = [0] * len(rows)
+    segments: list[Segment] = []
+    pending = [(0, paths)]
+    while pending:
+        depth, members = pending.pop()
+        branches: dict[int, list[tuple[tuple[int, ...], list[int]]]] = defaultdict(list)
+        for path, numbers in members:
+            if len(path) > depth:
+                branches[path[depth]].append((path, numbers))
+        for group in branches.values():
+            if len(group) == 1 and len(group[0][1]) == 1:
+                continue  # one row only: private
+            end = _agreement([path for path, _ in group], depth)
+            numbers = sorted(number for _, members_ in group for number in members_)
+            segments.append(Segment(group[0][0][depth:end], tuple(numbers), depth * page_tokens))
+            for number in numbers:
+                taken[number] = end
+            pending.append((end, group))
+    return segments, taken
+
+
+def _agreement(paths: Sequence[tuple[int, ...]], depth: int) -> int:
+    """How far all `paths` agree, knowing that they do up to and including index `depth`."""
+    first, end = paths[0], min(len(path) for path in paths)
+    for i in range(depth + 1, end):
+        if any(path[i] != first[i] for path in paths):
+            return i
+    return end
+
+
+class Planner:
+    """Builds plans for one pool.
+
+    Args:
+        page_tokens: P.
+        device: Where the plan's tensors go.
+        dtype: Of the masks; the model's.
+    """
+
+    def __init__(self, page_tokens: int, device: torch.device, dtype: torch.dtype) -> None:
+        self._size = page_tokens
+        self._device = device
+        self._dtype = dtype
+
+    def plan(self, rows: Sequence[Row]) -> Plan:
+        """The groups for one batch."""
+        size = self._size
+        offsets = [0, *itertools.accumulate(row.count for row in rows)]
+        segments, taken = split(rows, size)
+        cells = []
+        for segment in segments:
+            queries = [q for r in segment.rows for q in range(offsets[r], offsets[r + 1])]
+            cells.append(_Cell(segment.pages, queries, len(segment.pages) * size, False))
+        for number, row in enumerate(rows):
+            skipped = taken[number]
+            limit = row.start + 1 - skipped * size
+            used = -(-(limit + row.count - 1) // size)
+            pages = [*row.shared[skipped:], *row.own][:used]
+            cells.append(_Cell(pages, range(offsets[number], offsets[number + 1]), limit, True))
+        return self._pack(cells, offsets[-1])
+
+    def _pack(self, cells: list[_Cell], total: int) -> Plan:
+        """Bucket cells by size class, pad each bucket, and note where every query's partials lie."""
+        buckets: dict[tuple[int, int, bool], list[_Cell]] = defaultdict(list)
+        for cell in cells:
+            # A little padding is cheaper than another group of operations.
+            pages_class = max(3, (len(cell.pages) - 1).bit_length())
+            key = (len(cell.queries) - 1).bit_length(), pages_class, cell.is_private
+            buckets[key].append(cell)
+        groups: list[Group] = []
+        where: list[list[int]] = [[] for _ in range(total)]
+        at = 0
+        for members in buckets.values():
+            width = max(len(cell.queries) for cell in members)
+            for i, cell in enumerate(members):
+                for j, query in enumerate(cell.queries, at + i * width):
+                    where[query].append(j)
+            groups.append(self._group(members, width, total=total))
+            at += len(members) * width
+        widest = max(map(len, where))
+        if len(groups) == 1 and widest == 1 and groups[0].queries is None:
+            return Plan(groups, None)
+        table = np.array([[*places, *[at] * (widest - len(places))] for places in where])
+        return Plan(groups, torch.from_numpy(table).to(self._device))
+
+    def _group(self, members: list[_Cell], width: int, *, total: int) -> Group:
+        """One padded rectangle of `width` queries a segment."""
+        size, count = self._size, len(members)
+        depth = max(len(cell.pages) for cell in members)
+        pages = np.array(
+            [[*cell.pages, *[cell.pages[-1]] * (depth - len(cell.pages))] for cell in members]
+        )
+        queries = np.array(
+            [[*cell.queries, *[cell.queries[-1]] * (width - len(cell.queries))] for cell in members]
+        ).reshape(-1)
+        limits = np.array([[cell.limit] for cell in members])
+        is_private = members[0].is_private
+        if is_private and width > 1:
+            counts = np.array([[len(cell.queries)] for cell in members])
+            limits = limits + np.minimum(np.arange(width)[None, :], counts - 1)
+        mask, steps = None, None
+        if is_private or limits.min() < depth * size:
+            hidden = np.arange(depth * size)[None, None, :] >= limits[:, :, None]
+            bias = np.where(hidden, np.float32(-np.inf), np.float32(0.0))
+            mask = torch.from_numpy(bias).to(self._device, self._dtype).unsqueeze(1)
+            steps = torch.from_numpy(limits).to(self._device) if is_private and width == 1 else None
+        is_run = count == 1 and bool((np.diff(pages[0]) == 1).all())
+        identity = len(queries) == total and bool((queries == np.arange(total)).all())
+        return Group(
+            None if identity else torch.from_numpy(queries).to(self._device),
+            torch.from_numpy(pages.reshape(-1)).to(self._device),
+            int(pages[0, 0]) if is_run else -1,
+            count,
+            mask,
+            steps,
+        )
+
+
+def attend(q: torch.Tensor, pages: torch.Tensor, plan: Plan, scale: float) -> torch.Tensor:
+    """Attention of every query over its whole path.
+
+    Args:
+        q: (N, Hq, D) rotated queries.
+        pages: (num_pages, P, Hk, 2 D) one layer of the pool, the queries' own tokens written.
+        plan: For this batch.
+        scale: Multiplies the scores.
+
+    Returns:
+        (N, Hq, D).
+    """
+    outs, lses = [], []
+    for group in plan.groups:
+        out, lse = _partial(q, pages, group, scale)
+        if plan.partials is None:
+            return out
+        outs.append(out)
+        lses.append(lse)
+    heads, width = q.shape[1], q.shape[2]
+    outs.append(q.new_zeros(1, heads, width))
+    lses.append(lses[0].new_full((1, heads), -torch.inf))
+    partials = plan.partials
+    assert partials is not None
+    flat = partials.reshape(-1)
+    shape = (*partials.shape, heads)
+    weights = torch.cat(lses).index_select(0, flat).view(shape).softmax(1)  # (N, K, Hq)
+    values = torch.cat(outs).index_select(0, flat).view(*shape, width)
+    return (weights.unsqueeze(-1).to(values.dtype) * values).sum(1)
+
+
+def _partial(
+    q: torch.Tensor, pages: torch.Tensor, group: Group, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One group's partial softmax: outputs (S * R, Hq, D) and log-sum-exp (S * R, Hq)."""
+    num_pages, size, kv_heads, twice = pages.shape
+    width, count = twice // 2, group.num_segments
+    if group.first_page >= 0:
+        kv = pages[group.first_page : group.first_page + len(group.pages)]
+    else:
+        kv = pages.index_select(0, group.pages)
+    kv = kv.view(count, -1, kv_heads, twice).transpose(1, 2)  # (S, Hk, T, 2 D)
+    k, v = kv[..., :width], kv[..., width:]
+    cells = q if group.queries is None else q.index_select(0, group.queries)
+    heads = q.shape[1]
+    ratio = heads // kv_heads
+    cells = cells.view(count, -1, heads, width)
+    rows = cells.shape[1]
+    mask = group.mask
+    if ratio == 1:
+        grouped = cells.transpose(1, 2)
+    else:
+        # Queries of one kv head are rows of the same product: (S, Hk, R * G, D).
+        grouped = cells.view(count, rows, kv_heads, ratio, width).transpose(1, 2)
+        grouped = grouped.reshape(count, kv_heads, rows * ratio, width)
+        if mask is not None and mask.shape[2] > 1:
+            mask = mask.repeat_interleave(ratio, dim=2)
+    out, lse = _softmax_partial(grouped, k, v, mask, scale)
+    if ratio == 1:
+        return out.transpose(1, 2).reshape(-1, heads, width), lse.transpose(1, 2).reshape(-1, heads)
+    out = out.view(count, kv_heads, rows, ratio, width).transpose(1, 2)
+    lse = lse.view(count, kv_heads, rows, ratio).transpose(1, 2)
+    return out.reshape(-1, heads, width), lse.reshape(-1, heads)
+
+
+def _softmax_partial(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled dot-product attention with its log-sum-exp; (S, H, R, D) in and out, lse (S, H, R) float32."""
+    if q.device.type == "cpu":
+        # torch exposes the log-sum-exp of its fused CPU kernel only through this operator.
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, False, attn_mask=mask, scale=scale
+        )
+        return out, lse
+    scores = torch.matmul(q, k.transpose(-1, -2)).float() * scale
+    if mask is not None:
+        scores = scores + mask
+    lse = torch.logsumexp(scores, dim=-1)
+    weights = torch.exp(scores - lse.unsqueeze(-1)).to(v.dtype)
+    return torch.matmul(weights, v), lse

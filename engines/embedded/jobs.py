@@ -1,0 +1,76 @@
+"""Work handed to the worker's thread, and how its results come back to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from engines.embedded.sequence import Branch, Reading
+
+if TYPE_CHECKING:
+    import torch
+
+    from engines.base import TokenIds
+
+
+class Job:
+    """Sequences that belong to one call. `wake` is set on its loop whenever there is news.
+
+    Attributes:
+        error: Why the job died, if it did.
+        unfinished: Sequences that the worker still has.
+    """
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.wake = asyncio.Event()
+        self.error: BaseException | None = None
+        self.unfinished = 0
+        self.sequences: Sequence[Branch | Reading] = ()
+
+    async def news(self) -> None:
+        """Wait until something happened since the last call."""
+        await self.wake.wait()
+        self.wake.clear()
+
+
+class GenerateJob(Job):
+    """One `sample` call.
+
+    Attributes:
+        wants_deltas: Whether to wake the caller for every token, not only for finished children.
+        finished: Branches that ended and were not delivered yet.
+    """
+
+    def __init__(self, wants_deltas: bool) -> None:
+        super().__init__()
+        self.wants_deltas = wants_deltas
+        self.branches: list[Branch] = []
+        self.finished: list[Branch] = []
+
+
+class ReadJob(Job):
+    """Hidden states wanted: of tokens from `read_from` on, turned into a result by `finish`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[object] = []
+
+
+class ReadRequest:
+    """One sequence of a `ReadJob`."""
+
+    __slots__ = ("finish", "read_from", "tenant", "tokens")
+
+    def __init__(
+        self,
+        tenant: str,
+        tokens: TokenIds,
+        read_from: int,
+        finish: Callable[[torch.Tensor], object],
+    ) -> None:
+        self.tenant = tenant
+        self.tokens = tokens
+        self.read_from = read_from
+        self.finish = finish

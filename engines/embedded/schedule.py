@@ -1,0 +1,269 @@
+"""Which sequences run next: admission, chunked prefill, growth and preemption. Pure Python, no tensors.
+
+Sequences wait in order of (priority, arrival). One is admitted when the pages of its tokens and a short stretch ahead fit;
+the head of the queue is never overtaken, so nobody starves. When a running sequence needs a page and none is left, the
+youngest running one is put off: its finished pages stay cached, and because draws depend only on seed and position it
+later goes on as if nothing had happened. A sequence whose next page of prompt is being computed by another waits for it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+from engines.embedded.accounting import Ledger
+from engines.embedded.trie import Node
+from engines.embedded.sequence import Branch, Reading, Sequence
+
+
+class Scheduler:
+    """Owns the queue and the set of running sequences. All methods need the ledger's lock.
+
+    Args:
+        ledger: Pages.
+        chunk_tokens: The most prompt tokens run in one batch, padding included.
+        max_running: The most sequences running at a time.
+        ahead_tokens: How much generation is promised room for at admission.
+        reclaim: Frees idle claims until so many pages are available; called when nothing else can help.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        chunk_tokens: int,
+        max_running: int,
+        ahead_tokens: int,
+        reclaim: Callable[[int], None],
+    ) -> None:
+        self._ledger = ledger
+        self._size = ledger.page_tokens
+        self._chunk_tokens = chunk_tokens
+        self._max_running = max_running
+        self._ahead_tokens = ahead_tokens
+        self._reclaim = reclaim
+        self._queue: list[tuple[tuple[int, int], Sequence]] = []
+        self.running: dict[Sequence, None] = {}  # an ordered set
+        self._copied_from: list[Node] = []
+        self.version = 0  # changes whenever `running` does
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue."""
+        return len(self._queue)
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence."""
+        heapq.heappush(self._queue, (sequence.order, sequence))
+
+    def drop_cancelled(self) -> list[Sequence]:
+        """Take cancelled sequences out, give their pages back, and return them."""
+        return self._drop(lambda sequence: sequence.is_cancelled)
+
+    def abandon(self) -> list[Sequence]:
+        """Take every sequence out, give the pages back, and return them."""
+        return self._drop(lambda sequence: True)
+
+    def _drop(self, which: Callable[[Sequence], bool]) -> list[Sequence]:
+        dropped = [s for s in self.running if which(s)]
+        for sequence in dropped:
+            self.retire(sequence, keep=0)
+            self._unlock(sequence)
+        dropped += [s for _, s in self._queue if which(s)]
+        self._queue = [entry for entry in self._queue if not which(entry[1])]
+        heapq.heapify(self._queue)
+        return dropped
+
+    def _unlock(self, sequence: Sequence) -> None:
+        self._ledger.unlock_path(sequence.nodes[-1] if sequence.nodes else None)
+        sequence.nodes = []
+
+    def admit(self) -> list[tuple[int, int]]:
+        """Start what fits.
+
+        Returns:
+            Pages to copy, (source, destination), before anything is run. The sources stay locked until
+            `copied`.
+        """
+        copies: list[tuple[int, int]] = []
+        deferred: list[tuple[tuple[int, int], Sequence]] = []
+        while self._queue and len(self.running) < self._max_running:
+            sequence = self._queue[0][1]
+            started = self._start(sequence, copies)
+            if started is None:
+                deferred.append(heapq.heappop(self._queue))
+            elif started:
+                heapq.heappop(self._queue)
+                self.running[sequence] = None
+                self.version += 1
+            else:
+                break
+        for entry in deferred:
+            heapq.heappush(self._queue, entry)
+        return copies
+
+    def prefill(self) -> list[tuple[Sequence, int]]:
+        """Sequences with prompt to run, and how many tokens of each, within one chunk."""
+        batch: list[tuple[Sequence, int]] = []
+        widest = 0
+        for sequence in self.running:
+            pending = sequence.pending
+            if pending == 1 and isinstance(sequence, Branch):
+                continue
+            # A branch keeps its last token for the decode step, whose logits give the draw.
+            count = pending - 1 if isinstance(sequence, Branch) else pending
+            room = self._chunk_tokens // (len(batch) + 1)
+            if batch and max(widest, min(count, self._chunk_tokens)) > room:
+                continue
+            count = min(count, self._chunk_tokens)
+            widest = max(widest, count)
+            batch.append((sequence, count))
+        return batch
+
+    def decode(self) -> list[Branch]:
+        """Branches ready to draw one token, each with the page for it."""
+        ready = [s for s in self.running if isinstance(s, Branch) and s.pending == 1]
+        for branch in ready:
+            if self._needs_page(branch) and branch in self.running:
+                self._grow(branch)
+        return [branch for branch in ready if branch in self.running]
+
+    def sealed_prompt(self, sequence: Sequence) -> tuple[int, int] | None:
+        """Publish the pages of a prompt that has just been run, so that siblings find them.
+
+        Returns:
+            A page to copy: the last page stays with the trie when it is short, and the sequence goes on in a copy.
+        """
+        ledger, size = self._ledger, self._size
+        if not sequence.own:
+            return None
+        full = sequence.computed // size - len(sequence.nodes)
+        rest = sequence.computed % size
+        short = rest and ledger.available > 0
+        count = full + 1 if short else full
+        if count == 0:
+            return None
+        start = len(sequence.nodes) * size
+        end = sequence.computed if short else start + full * size
+        parent = sequence.nodes[-1] if sequence.nodes else None
+        tokens = tuple(sequence.tokens[start:end])
+        nodes = ledger.seal(sequence.tenant, parent, tokens, sequence.own[:count])
+        sequence.own = sequence.own[count:]
+        copy = None
+        if short:
+            tail = nodes.pop()
+            page = ledger.take(1)
+            sequence.own = [*page, *sequence.own]
+            copy = (tail.page, page[0])
+            above = nodes[-1] if nodes else parent
+            ledger.lock_path(above)
+            ledger.unlock_path(tail)
+        self._set_nodes(sequence, [*sequence.nodes, *nodes])
+        self.version += 1
+        return copy
+
+    def retire(self, sequence: Sequence, *, keep: int) -> None:
+        """Stop running `sequence`; its first `keep` computed tokens become cache.
+
+        The lock on the last of its nodes stays, for the caller to pass on or to give back.
+        """
+        ledger, size = self._ledger, self._size
+        ledger.reserved -= sequence.reserved
+        sequence.reserved = 0
+        keep = min(keep, sequence.computed)
+        start = len(sequence.nodes) * size
+        count = max(0, -(-(keep - start) // size))
+        if count:
+            parent = sequence.nodes[-1] if sequence.nodes else None
+            tokens = tuple(sequence.tokens[start:keep])
+            nodes = ledger.seal(sequence.tenant, parent, tokens, sequence.own[:count])
+            sequence.nodes = [*sequence.nodes, *nodes]
+        ledger.give(sequence.own[count:])
+        sequence.own = []
+        sequence.shared_pages = ()
+        del self.running[sequence]
+        self.version += 1
+
+    def _needs_page(self, sequence: Sequence) -> bool:
+        held = (len(sequence.nodes) + len(sequence.own)) * self._size
+        return sequence.computed >= held
+
+    def _grow(self, branch: Branch) -> None:
+        """Give `branch` one more page, putting the youngest running sequences off until there is one."""
+        ledger = self._ledger
+        if branch.reserved:
+            branch.own.extend(ledger.take(1, reserved=1))
+            branch.reserved -= 1
+            return
+        while ledger.available <= 0:
+            self._reclaim(1)
+            if ledger.available > 0:
+                break
+            victim = max(self.running, key=lambda s: s.order)
+            self._put_off(victim)
+            if victim is branch:
+                return
+        branch.own.extend(ledger.take(1))
+
+    def _put_off(self, sequence: Sequence) -> None:
+        self.retire(sequence, keep=sequence.computed)
+        self._unlock(sequence)
+        sequence.computed = 0
+        if isinstance(sequence, Reading):
+            sequence.hidden = []
+        elif isinstance(sequence, Branch):
+            sequence.cacheable = len(sequence.tokens) - 1
+            sequence.room = sequence.limit - len(sequence.tokens)
+        self.submit(sequence)
+
+    def _start(self, sequence: Sequence, copies: list[tuple[int, int]]) -> bool | None:
+        """Claim pages for `sequence`: True when it has them, False without room, None to ask again later."""
+        ledger, size = self._ledger, self._size
+        match = ledger.trie.match(sequence.tenant, tuple(sequence.tokens[: sequence.cacheable]))
+        if self._is_coming(sequence, match.length):
+            return None
+        ledger.lock_path(match.leaf)
+        now = -(-len(sequence.tokens) // size) - len(match.nodes)
+        ahead = min(sequence.room, self._ahead_tokens)
+        later = -(-(len(sequence.tokens) + ahead) // size) - len(match.nodes) - now
+        if ledger.available < now + later and not self.running:
+            self._reclaim(now + later)
+            later = min(later, max(0, ledger.available - now))
+        if ledger.available < now + later:
+            ledger.unlock_path(match.leaf)
+            return False
+        sequence.own = ledger.take(now)
+        sequence.reserved = later
+        ledger.reserved += later
+        self._set_nodes(sequence, list(match.nodes))
+        if match.partial is not None:
+            copies.append((match.partial.page, sequence.own[0]))
+            # One more lock on what the sequence keeps; `copied` gives the source's own back.
+            ledger.lock_path(sequence.nodes[-1] if sequence.nodes else None)
+            self._copied_from.append(match.partial)
+        sequence.computed = match.length
+        if sequence.cached_tokens < 0:
+            sequence.cached_tokens = match.length
+        return True
+
+    def copied(self) -> None:
+        """The copies of the last `admit` are done: unlock their sources."""
+        for node in self._copied_from:
+            self._ledger.unlock_path(node)
+        self._copied_from.clear()
+
+    def _is_coming(self, sequence: Sequence, matched: int) -> bool:
+        """Whether a running sequence is about to publish more of this prompt than is cached."""
+        end = min(matched + self._size, sequence.cacheable)
+        if end <= matched:
+            return False
+        head = sequence.tokens[:end]
+        for other in self.running:
+            goal = len(other.tokens) - isinstance(other, Branch)
+            if other.computed < goal >= end and other.tokens[:end] == head:
+                return True
+        return False
+
+    def _set_nodes(self, sequence: Sequence, nodes: list[Node]) -> None:
+        sequence.nodes = nodes
+        sequence.shared_pages = tuple(node.page for node in nodes)

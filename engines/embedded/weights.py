@@ -1,0 +1,192 @@
+"""Weights of a dense decoder from `*.safetensors`, fused and laid out for `engines.embedded.model`.
+
+Query, key and value projections become one matrix, gate and up another. Rows of q and k are reordered from the halves layout
+of the published checkpoints to pairs, so that the rotary embedding is one complex product; attention scores do not
+change, because q and k are reordered alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from engines.embedded.config import DecoderConfig, read_json
+from engines.errors import ModelLoadError
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One decoder layer; matrices are (out, in). None where the model has none."""
+
+    norm_in: torch.Tensor
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    out: torch.Tensor
+    out_bias: torch.Tensor | None
+    norm_mlp: torch.Tensor
+    gate_up: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """A whole decoder. `head` is `embedding` itself when they are tied."""
+
+    embedding: torch.Tensor
+    layers: tuple[LayerWeights, ...]
+    norm: torch.Tensor
+    head: torch.Tensor
+    parameters: int
+
+
+def read_tensors(directory: Path) -> Tensors:
+    """All tensors of a directory's safetensors shards, float32 or as stored.
+
+    Raises:
+        ModelLoadError: No shard, a missing shard, or one that cannot be read.
+    """
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        listed = read_json(index).get("weight_map")
+        if not isinstance(listed, dict):
+            raise ModelLoadError(index, "the key 'weight_map' is missing")
+        shards = [directory / name for name in sorted(set(listed.values()))]
+    else:
+        shards = sorted(directory.glob("*.safetensors"))
+    if not shards:
+        raise ModelLoadError(directory, "no *.safetensors file; other weight formats are not read")
+    tensors: Tensors = {}
+    for shard in shards:
+        if not shard.exists():
+            raise ModelLoadError(shard, f"the shard is missing, though {index.name} names it")
+        try:
+            with safe_open(str(shard), framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - not a mapping
+                    tensors[key] = file.get_tensor(key)
+        except (SafetensorError, OSError) as err:
+            raise ModelLoadError(shard, f"not readable as safetensors: {err}") from err
+    return tensors
+
+
+class _Reader:
+    """Takes tensors by name, checks their shapes, and converts them."""
+
+    def __init__(
+        self, directory: Path, tensors: Tensors, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._directory = directory
+        self._tensors = tensors
+        self._dtype = dtype
+        self._device = device
+
+    def get(self, key: str, *shape: int) -> torch.Tensor:
+        tensor = self.maybe(key, *shape)
+        if tensor is None:
+            raise ModelLoadError(self._directory, f"the weights lack the tensor {key!r}")
+        return tensor
+
+    def maybe(self, key: str, *shape: int) -> torch.Tensor | None:
+        tensor = self._tensors.get(key)
+        if tensor is None:
+            return None
+        if tuple(tensor.shape) != shape:
+            raise ModelLoadError(
+                self._directory,
+                f"tensor {key!r} has shape {tuple(tensor.shape)}; config.json says {shape}",
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelLoadError(self._directory, f"tensor {key!r} holds NaN or infinity")
+        return tensor.to(self._device, self._dtype).contiguous()
+
+
+def read_weights(
+    directory: Path,
+    config: DecoderConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    tensors: Tensors | None = None,
+) -> DecoderWeights:
+    """The decoder in `directory`; `tensors` replaces its files (adapters merged in, say).
+
+    Raises:
+        ModelLoadError: A tensor is missing, misshapen or not finite.
+    """
+    tensors = read_tensors(directory) if tensors is None else tensors
+    reader = _Reader(directory, tensors, dtype, device)
+    embedding = reader.get("model.embed_tokens.weight", config.vocab_size, config.hidden)
+    is_tied = config.is_tied or "lm_head.weight" not in tensors
+    if is_tied and not config.is_tied:
+        raise ModelLoadError(
+            directory, "the weights lack 'lm_head.weight' and tie_word_embeddings is false"
+        )
+    return DecoderWeights(
+        embedding=embedding,
+        layers=tuple(_layer(reader, config, i) for i in range(config.layers)),
+        norm=reader.get("model.norm.weight", config.hidden),
+        head=embedding
+        if is_tied
+        else reader.get("lm_head.weight", config.vocab_size, config.hidden),
+        parameters=sum(t.numel() for t in tensors.values()),
+    )
+
+
+def _layer(reader: _Reader, config: DecoderConfig, number: int) -> LayerWeights:
+    at = f"model.layers.{number}."
+    hidden, inner, width = config.hidden, config.inner, config.head_dim
+    rows = {"q": config.heads * width, "k": config.kv_heads * width, "v": config.kv_heads * width}
+    matrices = {n: reader.get(f"{at}self_attn.{n}_proj.weight", rows[n], hidden) for n in rows}
+    biases = {n: reader.maybe(f"{at}self_attn.{n}_proj.bias", rows[n]) for n in rows}
+    norms: dict[str, torch.Tensor | None] = {"q": None, "k": None}
+    if config.has_qk_norm:
+        for n in norms:
+            norms[n] = _to_pairs(reader.get(f"{at}self_attn.{n}_norm.weight", width), width)
+    for n in ("q", "k"):
+        matrices[n] = _to_pairs(matrices[n], width)
+        bias = biases[n]
+        biases[n] = None if bias is None else _to_pairs(bias, width)
+    gate_up = [reader.get(f"{at}mlp.{n}_proj.weight", inner, hidden) for n in ("gate", "up")]
+    mlp_biases = {n: reader.maybe(f"{at}mlp.{n}_proj.bias", inner) for n in ("gate", "up")}
+    return LayerWeights(
+        norm_in=reader.get(f"{at}input_layernorm.weight", hidden),
+        qkv=torch.cat([matrices[n] for n in "qkv"]),
+        qkv_bias=_joined(biases, matrices),
+        q_norm=norms["q"],
+        k_norm=norms["k"],
+        out=reader.get(f"{at}self_attn.o_proj.weight", hidden, rows["q"]),
+        out_bias=reader.maybe(f"{at}self_attn.o_proj.bias", hidden),
+        norm_mlp=reader.get(f"{at}post_attention_layernorm.weight", hidden),
+        gate_up=torch.cat(gate_up),
+        gate_up_bias=_joined(mlp_biases, dict(zip(("gate", "up"), gate_up, strict=True))),
+        down=reader.get(f"{at}mlp.down_proj.weight", hidden, inner),
+        down_bias=reader.maybe(f"{at}mlp.down_proj.bias", hidden),
+    )
+
+
+def _joined(
+    biases: Mapping[str, torch.Tensor | None], matrices: Mapping[str, torch.Tensor]
+) -> torch.Tensor | None:
+    """Biases of a fused matrix; zeros where only some parts have one."""
+    if all(bias is None for bias in biases.values()):
+        return None
+    parts = []
+    for name, matrix in matrices.items():
+        bias = biases[name]
+        parts.append(matrix.new_zeros(len(matrix)) if bias is None else bias)
+    return torch.cat(parts)
+
+
+def _to_pairs(rows: torch.Tensor, width: int) -> torch.Tensor:
+    """Reorder each head's rows from (first half, second half) to interleaved pairs."""
+    halves = rows.view(-1, 2, width // 2, *rows.shape[1:])
+    return halves.transpose(1, 2).reshape(rows.shape).contiguous()

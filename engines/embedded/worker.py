@@ -1,0 +1,321 @@
+"""The thread that computes: schedule, run, draw, deliver, over and over.
+
+The event loop hands jobs in under the ledger's lock and is woken through `call_soon_threadsafe`; it never waits for a
+forward pass. All scheduling state is touched here only, with the lock held; tensors are touched without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from engines.base import Continuation, Finish
+from engines.embedded.accounting import Ledger
+from engines.embedded.attention import Plan, Planner, Row
+from engines.embedded.jobs import GenerateJob, Job, ReadJob
+from engines.embedded.model import Decoder
+from engines.embedded.pages import KvPool
+from engines.embedded.sample import Draw, Sampler
+from engines.embedded.schedule import Scheduler
+from engines.embedded.sequence import Branch, Reading
+from engines.embedded.sequence import Sequence as Run
+from engines.errors import EngineClosed, EngineError
+
+_log = logging.getLogger(__name__)
+
+
+class DecodeBatch:
+    """Branches that draw one token a step, with everything that survives from step to step.
+
+    Args:
+        branches: In batch order, each with one pending token and a page for it.
+        sampler: For the same branches.
+        plan: For their next token.
+        page_tokens: Tokens in a page.
+    """
+
+    def __init__(
+        self, branches: list[Branch], sampler: Sampler, plan: Plan, page_tokens: int
+    ) -> None:
+        self.branches = branches
+        self.sampler = sampler
+        self.plan = plan
+        self.is_stale = False
+        self._page_tokens = page_tokens
+        at = [branch.computed for branch in branches]
+        self.tokens = np.array([branch.tokens[-1] for branch in branches])
+        self.positions = np.array(at)
+        pages = [b.page_at(p, page_tokens) for b, p in zip(branches, at, strict=True)]
+        self.slots = np.array(pages) * page_tokens + self.positions % page_tokens
+
+    def advance(self, ids: Sequence[int]) -> None:
+        """Move on by the drawn `ids`; goes stale where a branch needs its next page."""
+        self.tokens = np.array(ids)
+        self.positions += 1
+        self.slots += 1
+        self.is_stale = not (self.positions % self._page_tokens).all()
+        if not self.is_stale:
+            self.plan.advance()
+
+
+class Worker:
+    """Runs sequences through one decoder.
+
+    Args:
+        decoder: The model.
+        pool: Its cache.
+        ledger: Its pages.
+        scheduler: Its queue.
+        eos_ids: Ids that end an answer.
+        context_tokens: The most tokens of a sequence.
+        finish_branch: Makes a branch's Continuation; called with the lock held, after the branch is retired.
+        name: For the thread.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        pool: KvPool,
+        ledger: Ledger,
+        scheduler: Scheduler,
+        *,
+        eos_ids: frozenset[int],
+        context_tokens: int,
+        finish_branch: Callable[[Branch, int], Continuation],
+        name: str,
+    ) -> None:
+        self._decoder = decoder
+        self._pool = pool
+        self._ledger = ledger
+        self._scheduler = scheduler
+        self._eos_ids = eos_ids
+        self._context_tokens = context_tokens
+        self._finish_branch = finish_branch
+        self._planner = Planner(pool.page_tokens, decoder.device, decoder.dtype)
+        self._wakeup = threading.Condition(ledger.lock)
+        self._batch: DecodeBatch | None = None
+        self._batch_version = -1
+        self._has_cancelled = False
+        self._is_closed = False
+        self._news: dict[Job, None] = {}
+        self.tokens_computed = 0
+        self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job, sequences: Sequence[Branch | Reading]) -> None:
+        """Queue a job's sequences.
+
+        Raises:
+            EngineClosed: The worker has stopped.
+        """
+        with self._wakeup:
+            if self._is_closed:
+                raise EngineClosed("the engine is closed")
+            job.sequences = sequences
+            job.unfinished = len(sequences)
+            for sequence in sequences:
+                self._scheduler.submit(sequence)
+            self._wakeup.notify()
+
+    async def cancel(self, job: Job) -> None:
+        """Stop what is left of `job`; returns when the worker has let go of it."""
+        with self._wakeup:
+            if not job.unfinished:
+                return
+            for sequence in job.sequences:
+                sequence.is_cancelled = True
+            self._has_cancelled = True
+            self._wakeup.notify()
+        while job.unfinished:
+            await job.news()
+
+    def close(self) -> None:
+        """Stop the thread; what is left fails with EngineClosed. Waits for the step in progress."""
+        with self._wakeup:
+            self._is_closed = True
+            self._wakeup.notify()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while True:
+            with self._wakeup:
+                while not (self._is_closed or self._has_cancelled or self._has_work()):
+                    self._wakeup.wait()
+                if self._is_closed:
+                    self._fail(EngineClosed("the engine was closed while this was running"))
+                    self._flush()
+                    return
+                if self._has_cancelled:
+                    self._has_cancelled = False
+                    for dropped in self._scheduler.drop_cancelled():
+                        self._settle(dropped)
+            try:
+                self._step()
+            except Exception as err:
+                _log.exception("a step of the engine failed")
+                with self._wakeup:
+                    self._fail(EngineError(f"the engine failed on this batch: {err}"))
+            self._flush()
+
+    def _has_work(self) -> bool:
+        return bool(self._scheduler.running or self._scheduler.num_waiting)
+
+    @torch.inference_mode()
+    def _step(self) -> None:
+        with self._wakeup:
+            copies = self._scheduler.admit()
+            if not self._scheduler.running and self._scheduler.num_waiting:
+                raise EngineError("nothing runs, and the next sequence does not fit the cache")
+        self._pool.copy(copies)
+        with self._wakeup:
+            self._scheduler.copied()
+            batch = self._scheduler.prefill()
+        if batch:
+            self._prefill(batch)
+        with self._wakeup:
+            branches = self._scheduler.decode()
+        if branches:
+            self._decode(branches)
+
+    def _prefill(self, batch: list[tuple[Run, int]]) -> None:
+        size = self._pool.page_tokens
+        rows: list[Row] = []
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        for sequence, count in batch:
+            start = sequence.computed
+            rows.append(Row(sequence.shared_pages, sequence.own, start, count))
+            tokens += sequence.tokens[start : start + count]
+            span = range(start, start + count)
+            positions += span
+            slots += [sequence.page_at(p, size) * size + p % size for p in span]
+        hidden = self._forward(
+            np.array(tokens), np.array(positions), np.array(slots), self._planner.plan(rows)
+        )
+        at = 0
+        for sequence, count in batch:
+            if isinstance(sequence, Reading):
+                skipped = max(0, sequence.read_from - sequence.computed)
+                sequence.hidden.append(hidden[at + min(skipped, count) : at + count])
+            at += count
+            sequence.computed += count
+            sequence.computed_tokens += count
+            if isinstance(sequence, Reading):
+                if not sequence.pending:
+                    self._finish_reading(sequence)
+            elif sequence.pending == 1:
+                with self._wakeup:
+                    copy = self._scheduler.sealed_prompt(sequence)
+                self._pool.copy([copy] if copy else [])
+
+    def _decode(self, branches: list[Branch]) -> None:
+        batch = self._decode_batch(branches)
+        hidden = self._forward(batch.tokens, batch.positions, batch.slots, batch.plan)
+        draw = batch.sampler.draw(self._decoder.logits(hidden))
+        ended = self._accept(branches, draw)
+        if ended:
+            with self._wakeup:
+                for branch in ended:
+                    self._finish(branch)
+        else:
+            batch.advance(draw.ids)
+
+    def _decode_batch(self, branches: list[Branch]) -> DecodeBatch:
+        old, size = self._batch, self._pool.page_tokens
+        if old and not old.is_stale and self._batch_version == self._scheduler.version:
+            return old
+        rows = [Row(b.shared_pages, b.own, b.computed, 1) for b in branches]
+        if old is not None and old.branches == branches:
+            sampler = old.sampler
+        else:
+            sampler = Sampler(branches, self._eos_ids, self._decoder.device)
+        self._batch = DecodeBatch(branches, sampler, self._planner.plan(rows), size)
+        self._batch_version = self._scheduler.version
+        return self._batch
+
+    def _accept(self, branches: list[Branch], draw: Draw) -> list[Branch]:
+        """Append what was drawn; the branches that ended. The lock keeps readers of deltas out."""
+        ended = []
+        with self._wakeup:
+            for i, branch in enumerate(branches):
+                branch.computed += 1
+                branch.computed_tokens += 1
+                if draw.tops is not None:
+                    branch.top_logps.append(draw.tops[i])
+                if branch.accept(draw.ids[i], draw.logps[i], self._context_tokens):
+                    ended.append(branch)
+                elif branch.job.wants_deltas:
+                    self._news[branch.job] = None
+        return ended
+
+    def _forward(
+        self, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray, plan: Plan
+    ) -> torch.Tensor:
+        device = self._decoder.device
+        self.tokens_computed += len(tokens)
+        ids, where, to = (torch.from_numpy(a).to(device) for a in (tokens, positions, slots))
+        return self._decoder.forward(ids, where, to, self._pool, plan)
+
+    def _finish(self, branch: Branch) -> None:
+        """Retire an ended branch and make its Continuation; needs the lock."""
+        finish = branch.finish[0] if branch.finish else Finish.CANCELLED
+        drawn = len(branch.tokens) - branch.start
+        kept = drawn
+        if finish is Finish.STOP_TOKEN:
+            kept -= 1
+        elif finish is Finish.STOP:
+            kept = branch.tracker.num_tokens
+        self._scheduler.retire(branch, keep=branch.start + kept)
+        branch.result = self._finish_branch(branch, kept)
+        branch.job.finished.append(branch)
+        self._settle(branch)
+
+    def _finish_reading(self, reading: Reading) -> None:
+        hidden = reading.hidden[0] if len(reading.hidden) == 1 else torch.cat(reading.hidden)
+        reading.hidden = []
+        result = reading.finish(hidden)
+        with self._wakeup:
+            self._scheduler.retire(reading, keep=len(reading.tokens))
+            self._ledger.unlock_path(reading.nodes[-1] if reading.nodes else None)
+            reading.nodes = []
+            reading.job.results[reading.index] = result
+            self._settle(reading)
+
+    def _settle(self, sequence: Run) -> None:
+        """The worker has let go of `sequence`; needs the lock."""
+        if isinstance(sequence, Branch | Reading):
+            job: GenerateJob | ReadJob = sequence.job
+            job.unfinished -= 1
+            self._news[job] = None
+
+    def _fail(self, error: EngineError) -> None:
+        """Drop everything that runs or waits, telling each job why; needs the lock."""
+        self._scheduler.copied()
+        for sequence in self._scheduler.abandon():
+            if isinstance(sequence, Branch | Reading):
+                sequence.job.error = error
+            self._settle(sequence)
+
+    def _flush(self) -> None:
+        """Wake the jobs that have news."""
+        if not self._news:
+            return
+        by_loop: dict[object, list[Job]] = {}
+        for job in self._news:
+            by_loop.setdefault(job.loop, []).append(job)
+        self._news.clear()
+        for jobs in by_loop.values():
+            try:
+                jobs[0].loop.call_soon_threadsafe(_wake, jobs)
+            except RuntimeError:
+                _log.warning("the event loop of %d jobs is closed", len(jobs))
+
+
+def _wake(jobs: list[Job]) -> None:
+    for job in jobs:
+        job.wake.set()
