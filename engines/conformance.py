@@ -97,6 +97,17 @@ async def deltas_lead_to_their_continuation(trial: Trial) -> None:
         require(decoded == child.text, f"decode gives {decoded!r}, text is {child.text!r}")
 
 
+async def deltas_can_be_declined(trial: Trial) -> None:
+    """Without deltas the same Continuations come, and nothing else."""
+    prefix = await trial.open()
+    with_deltas, _ = await trial.children(prefix, trial.endless, (1, 2))
+    without, deltas = await trial.children(prefix, replace(trial.endless, deltas=False), (1, 2))
+    require(deltas == [], f"{len(deltas)} deltas came unasked")
+    if Capability.SEED in trial.engine.info.capabilities:
+        same = [a.token_ids == b.token_ids for a, b in zip(with_deltas, without, strict=True)]
+        require(all(same), "declining deltas changed the answers")
+
+
 async def prefix_stays_the_callers(trial: Trial) -> None:
     """Sampling leaves its argument as it was; a child's prefix holds prompt and child."""
     prefix = await trial.open()
@@ -430,6 +441,7 @@ def _check(body: CheckBody, requires: frozenset[Capability] = _TOKENS) -> Check:
 CHECKS: Final[tuple[Check, ...]] = (
     _check(decode_undoes_encode),
     _check(deltas_lead_to_their_continuation),
+    _check(deltas_can_be_declined),
     _check(prefix_stays_the_callers),
     _check(same_seed_same_tokens, _SEEDED),
     _check(greedy_needs_no_seed),

@@ -254,7 +254,7 @@ class EchoEngine:
                     if not child.is_done:
                         drawn = child.step(self._logits(child.claim.token_ids))
                         self._tokens_computed += drawn
-                        if (delta := child.delta()) is not None:
+                        if how.deltas and (delta := child.delta()) is not None:
                             yield delta
                     if child.is_done:
                         live.remove(child)
