@@ -1,7 +1,8 @@
 """The seam between search and whatever generates tokens.
 
-An engine turns a claimed prefix into continuations. It owns its tokenizer, its chat template and its KV cache; it
-knows nothing of strategies, rewards or HTTP. Everything here is data or a Protocol, and nothing imports torch.
+An engine turns a claimed prefix into continuations. It owns its tokenizer, its chat template and
+its KV cache; it knows nothing of strategies, rewards or HTTP. Everything here is data or a
+Protocol, and nothing imports torch.
 """
 
 from __future__ import annotations
@@ -112,22 +113,28 @@ class Sampling:
         min_p: Drop tokens less likely than this share of the likeliest.
         presence_penalty: Subtracted once from every token already in the answer (nats).
         frequency_penalty: Subtracted once per occurrence in the answer (nats).
-        repetition_penalty: Divides positive and multiplies negative logits of seen tokens (prompt included).
+        repetition_penalty: Divides positive and multiplies negative logits of seen tokens (prompt
+            included).
         logit_bias: Added to the logits of these ids.
         seed: Stream of the only child; `sample(seeds=…)` overrides it. None draws one.
         stop: Strings that end the answer and are not part of its text.
         stop_token_ids: Ids that end the answer, beside the engine's eos ids.
-        max_tokens: The most tokens of this answer, counted from the response's start; None is up to the context's end.
-        min_tokens: Eos, stop ids and stop strings do not end the answer before this many tokens of it.
+        max_tokens: The most tokens of this answer, counted from the response's start; None is up to
+            the context's end.
+        min_tokens: Eos, stop ids and stop strings do not end the answer before this many tokens of
+            it.
         ban_ids: Ids that are never drawn.
-        logprobs: How many alternatives to report with every token; None reports none (`logps` are always there).
+        logprobs: How many alternatives to report with every token; None reports none (`logps` are
+            always there).
         schedule: Temperature by position; replaces `temperature`.
         drafter: Name of a drafter; needs Capability.DRAFTER.
         constraint: A grammar; needs Capability.CONSTRAINT.
         tenant: Whose request this is; caches are never shared between tenants.
-        boundaries: Strings that end a *step*: the whole token completing one stays in `token_ids` and `text`.
+        boundaries: Strings that end a *step*: the whole token completing one stays in `token_ids`
+            and `text`.
         max_step_tokens: Ends a step after this many tokens of it (Finish.STEP_LENGTH).
-        deltas: Whether the caller reads Deltas; False asks for Continuations only, which is cheaper.
+        deltas: Whether the caller reads Deltas; False asks for Continuations only, which is
+            cheaper.
     """
 
     temperature: float = 1.0
@@ -157,9 +164,9 @@ class Sampling:
 class Prefix(Protocol):
     """A claim on a token prefix.
 
-    One owner; `fork` makes another claim; `release` is idempotent and never raises. The position of the next token
-    in the answer is ``len(token_ids) - response_start``: schedules, penalties and stop strings read it, and it
-    survives fork, extend and re-open.
+    One owner; `fork` makes another claim; `release` is idempotent and never raises. The position of
+    the next token in the answer is ``len(token_ids) - response_start``: schedules, penalties and
+    stop strings read it, and it survives fork, extend and re-open.
     """
 
     @property
@@ -193,9 +200,9 @@ TopLogps: TypeAlias = tuple[tuple[int, float], ...]
 class Delta:
     """What one child gained since its last delta.
 
-    `text` is a suffix of the child's text that no later token changes: characters still incomplete in UTF-8, and
-    those that may turn out to begin a stop string, are held back. Concatenated, a child's deltas are a prefix of its
-    Continuation's `text`.
+    `text` is a suffix of the child's text that no later token changes: characters still incomplete
+    in UTF-8, and those that may turn out to begin a stop string, are held back. Concatenated, a
+    child's deltas are a prefix of its Continuation's `text`.
     """
 
     index: int
@@ -211,18 +218,21 @@ class Continuation:
 
     Attributes:
         prefix: A claim that the receiver owns, at the end of `token_ids`.
-        token_ids: New whole tokens. `decode` of them equals `text` unless `finish` is STOP: then `text` ends before
-            the stop string, `token_ids` are the whole tokens inside `text`, and `overrun_ids` the rest.
-            A token that stopped the answer (STOP_TOKEN) is in `overrun_ids`, not in `token_ids`.
+        token_ids: New whole tokens. `decode` of them equals `text` unless `finish` is STOP: then
+            `text` ends before the stop string, `token_ids` are the whole tokens inside `text`, and
+            `overrun_ids` the rest. A token that stopped the answer (STOP_TOKEN) is in
+            `overrun_ids`, not in `token_ids`.
         text: The new text.
-        logps: Log-probability of each of `token_ids` at temperature 1 before any truncation, in nats.
+        logps: Log-probability of each of `token_ids` at temperature 1 before any truncation, in
+            nats.
         finish: Why it ended.
         matched: The boundary, stop string or stop id that ended it.
         index: The child's number in its `sample` call.
         overrun_ids: Tokens drawn but not part of `text`.
         top_logps: Alternatives per token when `Sampling.logprobs` asked for them.
         cached_tokens: Prompt tokens found in the cache.
-        computed_tokens: Tokens run through the model for this child, its share of the prompt included.
+        computed_tokens: Tokens run through the model for this child, its share of the prompt
+            included.
         drafted: Tokens proposed by a drafter.
         accepted: Drafted tokens that were kept.
         nfe: Denoiser evaluations.
@@ -339,8 +349,8 @@ class Engine(Protocol):
     ) -> AsyncIterator[Delta | Continuation]:
         """Draw `n` children of `prefix`, which stays the caller's.
 
-        Deltas carry the child's index; the last item of each index is its Continuation. Children come as they
-        finish. Closing the iterator cancels what is running and releases it.
+        Deltas carry the child's index; the last item of each index is its Continuation. Children
+        come as they finish. Closing the iterator cancels what is running and releases it.
 
         Raises:
             UnsupportedByEngine: An option of `how` that the engine cannot honour.
@@ -358,7 +368,7 @@ class Engine(Protocol):
         mass: float | None = None,
         top_k: int | None = None,
     ) -> list[NextTokens]:
-        """Next-token log-probabilities: of `ids`, of the nucleus holding `mass`, or of the `top_k` likeliest."""
+        """Next tokens: exactly `ids`, the nucleus holding `mass`, or the `top_k` likeliest."""
 
     async def score(self, prefix: Prefix, ids: TokenIds) -> tuple[float, ...]:
         """Log-probability of each of `ids` after `prefix`, in nats at temperature 1."""

@@ -41,7 +41,7 @@ class RewardInfo:
 
 
 class Claim(Protocol):
-    """A judge's own claim on KV for one text. One owner; `release` is idempotent and never raises."""
+    """A judge's own claim on KV. One owner; `release` is idempotent and never raises."""
 
     @property
     def token_ids(self) -> TokenIds:
@@ -83,8 +83,8 @@ class Score:
     """A judgement.
 
     Attributes:
-        value: The value of the candidate; for process judges that of the last step. May be NaN when the judge
-            failed on this candidate: search then drops it.
+        value: The value of the candidate; for process judges that of the last step. May be NaN when
+            the judge failed on this candidate: search then drops it.
         steps: One value per step for process judges; empty otherwise.
         tokens_computed: Tokens run through the judge for this candidate.
     """

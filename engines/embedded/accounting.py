@@ -7,10 +7,12 @@ Every page is in exactly one of three places::
     free               | cached          | claimed
                          (evictable)
 
-A running sequence owns the pages behind its locked path outright; they enter the trie when it is sealed. A reservation
-is a promise of pages not yet taken: admission counts it, so that an admitted sequence rarely has to be put off.
+A running sequence owns the pages behind its locked path outright; they enter the trie when it is
+sealed. A reservation is a promise of pages not yet taken: admission counts it, so that an admitted
+sequence rarely has to be put off.
 
-All methods need `lock` held; it guards the trie, this ledger and every claim, and is never held during a forward pass.
+All methods need `lock` held; it guards the trie, this ledger and every claim, and is never held
+during a forward pass.
 """
 
 from __future__ import annotations

@@ -1,17 +1,19 @@
 """Attention over a tree of pages.
 
-A batch is a set of query tokens, each at the end of a path of pages. Pages under several paths form *shared* segments:
-their keys and values are read once for all queries below them. What is left of each path is a *private* segment. Every
-segment gives a partial softmax; partials of one query are merged by their log-sum-exp, so the result equals attention
-over the whole path and KV traffic is the number of distinct tokens.
+A batch is a set of query tokens, each at the end of a path of pages. Pages under several paths form
+*shared* segments: their keys and values are read once for all queries below them. What is left of
+each path is a *private* segment. Every segment gives a partial softmax; partials of one query are
+merged by their log-sum-exp, so the result equals attention over the whole path and KV traffic is
+the number of distinct tokens.
 
-`plan` decides, in numpy and without tensors of the model; `attend` computes. A plan serves all layers of one step.
+`plan` decides, in numpy and without tensors of the model; `attend` computes. A plan serves all
+layers of one step.
 
-Letters: N query tokens, S segments, R queries of a segment, T slots of a segment, Hq query heads, Hk key/value heads,
-D head width, P slots of a page, K partials of a query.
+Letters: N query tokens, S segments, R queries of a segment, T slots of a segment, Hq query heads, Hk
+key/value heads, D head width, P slots of a page, K partials of a query.
 
-Source: cascade / tree attention with log-sum-exp merging (FlashInfer, Hydragen); the batching of unequal segments into
-padded groups by size is ours.
+Source: cascade / tree attention with log-sum-exp merging (FlashInfer, Hydragen); the batching of
+    unequal segments into padded groups by size is ours.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Row:
     """One sequence in the batch.
 
     Attributes:
-        shared: Pages that other rows may hold too, full ones, root first. Rows with the same tuple object compare fast.
+        shared: Pages that other rows may hold too, full ones, root first. Rows with the same tuple
+            object compare fast.
         own: Pages of this row alone, after `shared`.
         start: Tokens of the sequence before the first query.
         count: Query tokens, at positions start … start + count - 1, in the flat order of the batch.
@@ -44,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of pages with the rows that see all of it. `first_token` is the position of its first slot."""
+    """Pages, the rows that see all of them, and the position of their first slot."""
 
     pages: tuple[int, ...]
     rows: tuple[int, ...]
@@ -61,7 +64,8 @@ class Group:
         first_page: The first page when the group is one segment of consecutive pages; else -1.
         num_segments: S.
         mask: (S, 1, R or 1, T) additive mask; None when every slot counts for every query.
-        limits: (S, 1) int64 slots that count, where each segment has one query that can advance; else None.
+        limits: (S, 1) int64 slots that count, where each segment has one query that can advance;
+            else None.
     """
 
     queries: torch.Tensor | None
@@ -78,15 +82,15 @@ class Plan:
 
     Attributes:
         groups: At least one.
-        partials: (N, K) int64 into the concatenated cells, the last index standing for "none"; None when a query's
-            only partial is the cell of its own number.
+        partials: (N, K) int64 into the concatenated cells, the last index standing for "none"; None
+            when a query's only partial is the cell of its own number.
     """
 
     groups: list[Group]
     partials: torch.Tensor | None
 
     def advance(self) -> None:
-        """Move every private query one slot on; the caller knows that all stay inside their pages."""
+        """Move every private query one slot on; all must stay inside their pages."""
         for group in self.groups:
             if group.limits is not None and group.mask is not None:
                 group.mask.view(group.num_segments, -1).scatter_(1, group.limits, 0.0)
@@ -95,7 +99,7 @@ class Plan:
 
 @dataclass
 class _Cell:
-    """A segment about to be packed: its pages, its flat queries, and the slots its first query sees."""
+    """A segment to be packed: pages, flat queries, and the slots its first query sees."""
 
     pages: Sequence[int]
     queries: Sequence[int]
@@ -174,7 +178,7 @@ class Planner:
         return self._pack(cells, offsets[-1])
 
     def _pack(self, cells: list[_Cell], total: int) -> Plan:
-        """Bucket cells by size class, pad each bucket, and note where every query's partials lie."""
+        """Bucket cells by size, pad each bucket, note where every query's partials lie."""
         buckets: dict[tuple[int, int, bool], list[_Cell]] = defaultdict(list)
         for cell in cells:
             # A little padding is cheaper than another group of operations.
@@ -265,7 +269,7 @@ def _partial(
     q: torch.Tensor, pages: torch.Tensor, group: Group, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One group's partial softmax: outputs (S * R, Hq, D) and log-sum-exp (S * R, Hq)."""
-    num_pages, size, kv_heads, twice = pages.shape
+    kv_heads, twice = pages.shape[2:]
     width, count = twice // 2, group.num_segments
     if group.first_page >= 0:
         kv = pages[group.first_page : group.first_page + len(group.pages)]
@@ -298,7 +302,7 @@ def _partial(
 def _softmax_partial(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled dot-product attention with its log-sum-exp; (S, H, R, D) in and out, lse (S, H, R) float32."""
+    """Attention and its log-sum-exp; (S, H, R, D) in and out, lse (S, H, R) float32."""
     if q.device.type == "cpu":
         # torch exposes the log-sum-exp of its fused CPU kernel only through this operator.
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

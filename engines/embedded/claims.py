@@ -1,8 +1,9 @@
 """Claims on cached prefixes, and who may be asked to do without theirs.
 
-A claim keeps the pages of its tokens. When the pool is full and nothing runs, idle claims lose their pages, oldest first: a
-claim is above all a list of tokens, and what it lost is computed again when it is used next. So runs that hold claims
-while they wait for room cannot block each other for ever.
+A claim keeps the pages of its tokens. When the pool is full and nothing runs, idle claims lose
+their pages, oldest first: a claim is above all a list of tokens, and what it lost is computed again
+when it is used next. So runs that hold claims while they wait for room cannot block each other for
+ever.
 """
 
 from __future__ import annotations

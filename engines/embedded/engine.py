@@ -1,4 +1,4 @@
-"""`engines.base.Engine` on the embedded runtime: a local model directory, batched over all branches of all requests."""
+"""`engines.base.Engine` on the embedded runtime."""
 
 from __future__ import annotations
 
@@ -160,10 +160,10 @@ class EmbeddedEngine:
             row = self._runtime.decoder.logits(hidden[-1:]).log_softmax(-1)[0]
             return _next_tokens(row, ids, mass, top_k)
 
-        results: list[NextTokens] = await self._runtime.read(
+        results = await self._runtime.read(
             [self._request(p, len(p.token_ids) - 1, finish) for p in prefixes]
         )
-        return results
+        return [result.value for result in results]
 
     async def score(self, prefix: Prefix, ids: TokenIds) -> tuple[float, ...]:
         """See `Engine.score`."""
@@ -179,8 +179,8 @@ class EmbeddedEngine:
         # The last token's own state is not needed: its logits are those of the token after it.
         tokens = claim.token_ids + ids[:-1]
         request = ReadRequest(claim.tenant, tokens, len(claim.token_ids) - 1, finish)
-        results: list[tuple[float, ...]] = await self._runtime.read([request])
-        return results[0]
+        logps: tuple[float, ...] = (await self._runtime.read([request]))[0].value
+        return logps
 
     async def embed(
         self, prefixes: Sequence[Prefix], last_tokens: Sequence[int]
@@ -195,10 +195,10 @@ class EmbeddedEngine:
         for prefix, count in zip(prefixes, last_tokens, strict=True):
             size = len(prefix.token_ids)
             requests.append(self._request(prefix, size - min(max(count, 1), size), finish))
-        rows = await self._runtime.read(requests)
-        if not rows:
+        results = await self._runtime.read(requests)
+        if not results:
             return np.zeros((0, self._runtime.config.hidden), dtype=np.float32)
-        return np.stack(rows)
+        return np.stack([result.value for result in results])
 
     def stats(self) -> EngineStats:
         """See `Engine.stats`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from engines.embedded.sequence import Branch, Reading
 
@@ -50,12 +51,20 @@ class GenerateJob(Job):
         self.finished: list[Branch] = []
 
 
+@dataclass(frozen=True)
+class ReadResult:
+    """What `finish` made of one sequence, and the tokens run for it."""
+
+    value: Any
+    computed_tokens: int
+
+
 class ReadJob(Job):
     """Hidden states wanted: of tokens from `read_from` on, turned into a result by `finish`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.results: list[object] = []
+        self.results: list[ReadResult] = []
 
 
 class ReadRequest:

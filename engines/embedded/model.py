@@ -1,7 +1,8 @@
 """The decoder's forward pass over a paged batch.
 
 Letters: N tokens of the batch, C hidden width, Hq query heads, Hk key/value heads, D head width.
-It knows no sequences, no sampling and no cache policy: positions, slots and the attention plan come from outside.
+It knows no sequences, no sampling and no cache policy: positions, slots and the attention plan come
+from outside.
 """
 
 from __future__ import annotations

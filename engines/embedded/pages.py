@@ -1,9 +1,9 @@
 """The KV pool: tensors only.
 
 A page holds the keys and values of `page_tokens` consecutive tokens, for one layer laid out as
-``(page_tokens, kv_heads, 2 * head_dim)`` with the key in the first half of the last axis. Slot ``s`` of the flat
-view is token ``s % page_tokens`` of page ``s // page_tokens``. Who may use which page is not known here: see
-`engines.embedded.accounting`.
+``(page_tokens, kv_heads, 2 * head_dim)`` with the key in the first half of the last axis. Slot
+``s`` of the flat view is token ``s % page_tokens`` of page ``s // page_tokens``. Who may use which
+page is not known here: see `engines.embedded.accounting`.
 """
 
 from __future__ import annotations

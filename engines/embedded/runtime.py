@@ -1,4 +1,4 @@
-"""One model with its cache, its queue and its thread; what generators and reward models are built on."""
+"""One model with its cache, its queue and its thread; generators and judges stand on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from engines.base import Continuation, EngineStats, TokenIds
 from engines.embedded.accounting import Ledger
 from engines.embedded.claims import Claims, PageClaim
 from engines.embedded.config import DecoderConfig, read_config
-from engines.embedded.jobs import ReadJob, ReadRequest
+from engines.embedded.jobs import ReadJob, ReadRequest, ReadResult
 from engines.embedded.model import Decoder
 from engines.embedded.pages import KvPool
 from engines.embedded.schedule import Scheduler
@@ -23,7 +23,13 @@ from engines.embedded.sequence import Branch, Reading
 from engines.embedded.tokenizer import ChatTokenizer
 from engines.embedded.weights import Tensors, read_weights
 from engines.embedded.worker import Worker
-from engines.errors import CapacityExceeded, ContextLengthExceeded, ModelLoadError, PromptError
+from engines.errors import (
+    CapacityExceeded,
+    ContextLengthExceeded,
+    EngineClosed,
+    ModelLoadError,
+    PromptError,
+)
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,10 @@ class Runtime:
             PromptError: An id is not in the vocabulary.
             ContextLengthExceeded: No room for one new token.
             CapacityExceeded: The pool could never hold them.
+            EngineClosed: The runtime is closed.
         """
+        if self.worker.is_closed:
+            raise EngineClosed("the engine is closed")
         if any(not 0 <= token < self.config.vocab_size for token in tokens):
             raise PromptError(f"token ids must be in 0 … {self.config.vocab_size - 1}")
         if not tokens:
@@ -197,7 +206,7 @@ class Runtime:
                 match.length,
             )
 
-    async def read(self, requests: Sequence[ReadRequest]) -> list[Any]:
+    async def read(self, requests: Sequence[ReadRequest]) -> list[ReadResult]:
         """Run sequences for their hidden states; results in the order of `requests`.
 
         Raises:
@@ -207,7 +216,7 @@ class Runtime:
         if not requests:
             return []
         job = ReadJob()
-        job.results = [None] * len(requests)
+        job.results = [ReadResult(None, 0)] * len(requests)
         readings = [
             Reading(r.tenant, r.tokens, r.read_from, r.finish, job, i, self.order(0))
             for i, r in enumerate(requests)

@@ -1,7 +1,8 @@
 """Drawing tokens from logits, a whole batch at once.
 
-Every draw uses one uniform number that depends on the branch's seed and the position in its answer and on nothing else, so
-neither the batch around a branch nor the pace of the scheduler changes what it says.
+Every draw uses one uniform number that depends on the branch's seed and the position in its answer
+and on nothing else, so neither the batch around a branch nor the pace of the scheduler changes what
+it says.
 
 Letters: B branches, V vocabulary.
 """

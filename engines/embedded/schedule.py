@@ -1,9 +1,11 @@
-"""Which sequences run next: admission, chunked prefill, growth and preemption. Pure Python, no tensors.
+"""Which sequences run next: admission, chunked prefill, growth and preemption. Pure Python, no
+tensors.
 
-Sequences wait in order of (priority, arrival). One is admitted when the pages of its tokens and a short stretch ahead fit;
-the head of the queue is never overtaken, so nobody starves. When a running sequence needs a page and none is left, the
-youngest running one is put off: its finished pages stay cached, and because draws depend only on seed and position it
-later goes on as if nothing had happened. A sequence whose next page of prompt is being computed by another waits for it.
+Sequences wait in order of (priority, arrival). One is admitted when the pages of its tokens and a
+short stretch ahead fit; the head of the queue is never overtaken, so nobody starves. When a running
+sequence needs a page and none is left, the youngest running one is put off: its finished pages stay
+cached, and because draws depend only on seed and position it later goes on as if nothing had
+happened. A sequence whose next page of prompt is being computed by another waits for it.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import heapq
 from collections.abc import Callable
 
 from engines.embedded.accounting import Ledger
-from engines.embedded.trie import Node
 from engines.embedded.sequence import Branch, Reading, Sequence
+from engines.embedded.trie import Node
 
 
 class Scheduler:
@@ -24,7 +26,8 @@ class Scheduler:
         chunk_tokens: The most prompt tokens run in one batch, padding included.
         max_running: The most sequences running at a time.
         ahead_tokens: How much generation is promised room for at admission.
-        reclaim: Frees idle claims until so many pages are available; called when nothing else can help.
+        reclaim: Frees idle claims until so many pages are available; called when nothing else can
+            help.
     """
 
     def __init__(
@@ -82,8 +85,8 @@ class Scheduler:
         """Start what fits.
 
         Returns:
-            Pages to copy, (source, destination), before anything is run. The sources stay locked until
-            `copied`.
+            Pages to copy, (source, destination), before anything is run. The sources stay locked
+            until `copied`.
         """
         copies: list[tuple[int, int]] = []
         deferred: list[tuple[tuple[int, int], Sequence]] = []
@@ -132,7 +135,8 @@ class Scheduler:
         """Publish the pages of a prompt that has just been run, so that siblings find them.
 
         Returns:
-            A page to copy: the last page stays with the trie when it is short, and the sequence goes on in a copy.
+            A page to copy: the last page stays with the trie when it is short, and the sequence
+            goes on in a copy.
         """
         ledger, size = self._ledger, self._size
         if not sequence.own:
@@ -189,7 +193,7 @@ class Scheduler:
         return sequence.computed >= held
 
     def _grow(self, branch: Branch) -> None:
-        """Give `branch` one more page, putting the youngest running sequences off until there is one."""
+        """Give `branch` one more page, putting the youngest off until there is one."""
         ledger = self._ledger
         if branch.reserved:
             branch.own.extend(ledger.take(1, reserved=1))
@@ -217,7 +221,7 @@ class Scheduler:
         self.submit(sequence)
 
     def _start(self, sequence: Sequence, copies: list[tuple[int, int]]) -> bool | None:
-        """Claim pages for `sequence`: True when it has them, False without room, None to ask again later."""
+        """Claim pages: True when done, False without room, None to ask again later."""
         ledger, size = self._ledger, self._size
         match = ledger.trie.match(sequence.tenant, tuple(sequence.tokens[: sequence.cacheable]))
         if self._is_coming(sequence, match.length):

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Sequence:
     """Tokens to run, and the pages that hold those run so far.
 
-    Pages of tokens ``[0, len(nodes) * P)`` are trie nodes, of which the last is locked; those behind are `own`.
+    Pages of tokens ``[0, len(nodes) * P)`` are trie nodes, of which the last is locked; those
+    behind are `own`.
 
     Args:
         tenant: Whose trie.
@@ -29,8 +30,8 @@ class Sequence:
     """
 
     __slots__ = (
-        "cached_tokens",
         "cacheable",
+        "cached_tokens",
         "computed",
         "computed_tokens",
         "is_cancelled",
@@ -78,7 +79,8 @@ class Reading(Sequence):
 
     Args:
         read_from: First position whose hidden state is wanted; these are run even when cached.
-        finish: Turns (len(tokens) - read_from, C) hidden states into the result, on the worker's thread.
+        finish: Turns (len(tokens) - read_from, C) hidden states into the result, on the worker's
+            thread.
         job: Whom to tell.
         index: Number in the job.
     """
@@ -125,8 +127,8 @@ class Branch(Sequence):
         "job",
         "limit",
         "logps",
-        "result",
         "response_start",
+        "result",
         "seed",
         "start",
         "stop_ids",

@@ -1,7 +1,8 @@
 """Text to tokens and back, and the model's own chat template. No tensors.
 
-Decoding joins the bytes of the tokens, so it is exact for any cut of any answer: byte-level and SentencePiece-style
-vocabularies are understood. The template runs in a Jinja sandbox with the names that published templates use.
+Decoding joins the bytes of the tokens, so it is exact for any cut of any answer: byte-level and
+SentencePiece-style vocabularies are understood. The template runs in a Jinja sandbox with the names
+that published templates use.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """The radix trie over cached pages: an index without tensors.
 
-Every edge is one page of at most `page_tokens` token ids. Only full pages have children; a shorter page is a leaf, kept so
-that a prefix can be found again to the token. Two siblings may begin alike: the shared head of a page that diverges
-inside is stored twice, which is why a branch costs at most one page beyond its own tokens.
+Every edge is one page of at most `page_tokens` token ids. Only full pages have children; a shorter
+page is a leaf, kept so that a prefix can be found again to the token. Two siblings may begin alike:
+the shared head of a page that diverges inside is stored twice, which is why a branch costs at most
+one page beyond its own tokens.
 
-A *lock* keeps a path: locking a node locks its ancestors. Unlocked leaves can be evicted, least recently used first.
-Not known here: how many pages are free, and what the pages hold.
+A *lock* keeps a path: locking a node locks its ancestors. Unlocked leaves can be evicted, least
+recently used first. Not known here: how many pages are free, and what the pages hold.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def _common(a: TokenIds, b: Sequence[int], limit: int) -> int:
 
 @dataclass
 class Trie:
-    """Cached pages by content, one root per tenant. Not thread-safe: the ledger's lock guards it."""
+    """Cached pages by content, one root per tenant; guarded by the ledger's lock."""
 
     page_tokens: int
     num_nodes: int = 0
@@ -104,8 +105,8 @@ class Trie:
         """Add one page under `parent` (None is the root).
 
         Returns:
-            The node for `tokens`, and whether `page` was taken: False when these tokens were already cached, in
-            which case `page` stays the caller's.
+            The node for `tokens`, and whether `page` was taken: False when these tokens were
+            already cached, in which case `page` stays the caller's.
         """
         if parent is None:
             parent = self._roots.setdefault(tenant, Node(None, (), -1))
@@ -136,7 +137,8 @@ class Trie:
         """Give one lock back.
 
         Returns:
-            Pages freed at once: a short page that a longer sibling covers is worth nothing to anyone.
+            Pages freed at once: a short page that a longer sibling covers is worth nothing to
+            anyone.
         """
         freed: list[int] = []
         now = next(self._clock)
@@ -158,7 +160,7 @@ class Trie:
         return freed
 
     def evict(self, count: int) -> list[int]:
-        """Drop unlocked leaves, least recently used first, until `count` pages are free or none is left."""
+        """Drop unlocked leaves, least recently used first, for up to `count` pages."""
         freed: list[int] = []
         while len(freed) < count and self._evictable:
             stamp, _, node = heapq.heappop(self._evictable)

@@ -1,8 +1,8 @@
 """Weights of a dense decoder from `*.safetensors`, fused and laid out for `engines.embedded.model`.
 
-Query, key and value projections become one matrix, gate and up another. Rows of q and k are reordered from the halves layout
-of the published checkpoints to pairs, so that the rotary embedding is one complex product; attention scores do not
-change, because q and k are reordered alike.
+Query, key and value projections become one matrix, gate and up another. Rows of q and k are
+reordered from the halves layout of the published checkpoints to pairs, so that the rotary embedding
+is one complex product; attention scores do not change, because q and k are reordered alike.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The thread that computes: schedule, run, draw, deliver, over and over.
 
-The event loop hands jobs in under the ledger's lock and is woken through `call_soon_threadsafe`; it never waits for a
-forward pass. All scheduling state is touched here only, with the lock held; tensors are touched without it.
+The event loop hands jobs in under the ledger's lock and is woken through `call_soon_threadsafe`; it
+never waits for a forward pass. All scheduling state is touched here only, with the lock held;
+tensors are touched without it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from engines.base import Continuation, Finish
 from engines.embedded.accounting import Ledger
 from engines.embedded.attention import Plan, Planner, Row
-from engines.embedded.jobs import GenerateJob, Job, ReadJob
+from engines.embedded.jobs import GenerateJob, Job, ReadJob, ReadResult
 from engines.embedded.model import Decoder
 from engines.embedded.pages import KvPool
 from engines.embedded.sample import Draw, Sampler
@@ -72,7 +73,8 @@ class Worker:
         scheduler: Its queue.
         eos_ids: Ids that end an answer.
         context_tokens: The most tokens of a sequence.
-        finish_branch: Makes a branch's Continuation; called with the lock held, after the branch is retired.
+        finish_branch: Makes a branch's Continuation; called with the lock held, after the branch is
+            retired.
         name: For the thread.
     """
 
@@ -100,7 +102,7 @@ class Worker:
         self._batch: DecodeBatch | None = None
         self._batch_version = -1
         self._has_cancelled = False
-        self._is_closed = False
+        self.is_closed = False
         self._news: dict[Job, None] = {}
         self.tokens_computed = 0
         self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
@@ -113,7 +115,7 @@ class Worker:
             EngineClosed: The worker has stopped.
         """
         with self._wakeup:
-            if self._is_closed:
+            if self.is_closed:
                 raise EngineClosed("the engine is closed")
             job.sequences = sequences
             job.unfinished = len(sequences)
@@ -136,16 +138,16 @@ class Worker:
     def close(self) -> None:
         """Stop the thread; what is left fails with EngineClosed. Waits for the step in progress."""
         with self._wakeup:
-            self._is_closed = True
+            self.is_closed = True
             self._wakeup.notify()
         self._thread.join()
 
     def _loop(self) -> None:
         while True:
             with self._wakeup:
-                while not (self._is_closed or self._has_cancelled or self._has_work()):
+                while not (self.is_closed or self._has_cancelled or self._has_work()):
                     self._wakeup.wait()
-                if self._is_closed:
+                if self.is_closed:
                     self._fail(EngineClosed("the engine was closed while this was running"))
                     self._flush()
                     return
@@ -283,7 +285,7 @@ class Worker:
             self._scheduler.retire(reading, keep=len(reading.tokens))
             self._ledger.unlock_path(reading.nodes[-1] if reading.nodes else None)
             reading.nodes = []
-            reading.job.results[reading.index] = result
+            reading.job.results[reading.index] = ReadResult(result, reading.computed_tokens)
             self._settle(reading)
 
     def _settle(self, sequence: Run) -> None:
