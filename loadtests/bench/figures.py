@@ -8,13 +8,15 @@ A bench is a function of a `Bench`, made a command by `bench_command`:
             bench.put("engine.greedy_mismatches", 0, unit="prompts", n=100, better="lower")
 
 ``run(bench)`` measures; ``run.main(["--out", DIR, …])`` is what ``bough bench engine …`` does. A
-figure that DIR already holds for the same seed and n is not computed again; figures never change
-their meaning, so a new meaning is a new name. Nothing here knows what is measured.
+figure that DIR already holds for the same seed, n and code is not computed again; one of other
+code or n stays until it is measured anew, and ``origin`` says where each is from. Figures never
+change their meaning: a new meaning is a new name. Nothing here knows what is measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -37,6 +39,7 @@ from rich.table import Table
 
 Better = Literal["higher", "lower"]
 DEFAULT_OUT: Final = Path("bench-results")
+_MEASURED: Final = ("engines", "loadtests", "models", "reward_models", "search", "stores")
 _ROOT: Final = Path(__file__).resolve().parents[2]
 
 
@@ -95,11 +98,12 @@ class Bench:
         self.out = options.out
         self.seed = options.seed
         self.n = options.n
-        self.console = Console()
+        # A pipe gets whole rows, however narrow the terminal that is not there.
+        self.console = Console() if sys.stdout.isatty() else Console(width=160)
         self._only = options.only
         self._clock = clock
         self._end = None if options.limit_s is None else clock() + options.limit_s
-        self._asked = {"seed": options.seed, "n": options.n}
+        self._asked = {"seed": options.seed, "n": options.n, "code": code_hash()}
         self._wanted: list[str] = []
         self._file = options.out / f"{name}.json"
         options.out.mkdir(parents=True, exist_ok=True)
@@ -109,7 +113,7 @@ class Bench:
         self._figures = {
             key: Figure(**value)
             for key, value in old.get("figures", {}).items()
-            if self._same_run(key)
+            if self._origin.get(key, {}).get("seed") == options.seed
         }
 
     def matches(self, name: str) -> bool:
@@ -122,7 +126,13 @@ class Bench:
             return False
         if name not in self._wanted:
             self._wanted.append(name)
-        return name not in self._figures
+        return not self.is_fresh(name)
+
+    def is_fresh(self, name: str) -> bool:
+        """Whether this figure is there, from this seed, n and code."""
+        origin = self._origin.get(name, {})
+        same = all(origin.get(key) == value for key, value in self._asked.items())
+        return same and name in self._figures
 
     def put(
         self,
@@ -165,7 +175,7 @@ class Bench:
         table = Table(title=f"bough bench {self.name} (seed {self.seed})")
         for column in ("figure", "value", "low", "high", "unit", "n", "better"):
             is_name = column in ("figure", "unit", "better")
-            table.add_column(column, justify="left" if is_name else "right", no_wrap=True)
+            table.add_column(column, justify="left" if is_name else "right", overflow="fold")
         shown = [name for name in self._figures if self.matches(name)]
         for name in shown:
             figure = self._figures[name]
@@ -173,24 +183,17 @@ class Bench:
             better = figure.better or ""
             row = [name, _short(figure.value), *ends, figure.unit, str(figure.n), better]
             table.add_row(*row)
-        # A pipe gets whole rows, however narrow the terminal that is not there.
-        width = None if self.console.is_terminal else 160
-        self.console.print(table, width=width)
-        missing = [name for name in self._wanted if name not in self._figures]
+        self.console.print(table)
+        missing = [name for name in self._wanted if not self.is_fresh(name)]
         for name in missing:
             self.say(f"not computed: {name}")
         for name in shown:
-            made = self._origin.get(name, {}).get("revision")
-            if made != revision():
-                self.say(f"kept from revision {made}: {name}")
+            if not self.is_fresh(name):
+                self.say(f"kept from an earlier run, {self._origin[name]}: {name}")
         if not shown and not missing:
             self.say(f"no figure matches --only {','.join(self._only)}")
         self.say(f"written to {self._file}")
         return bool(shown) and not missing
-
-    def _same_run(self, name: str) -> bool:
-        origin = self._origin.get(name, {})
-        return all(origin.get(key) == value for key, value in self._asked.items())
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -306,6 +309,14 @@ def revision() -> str:
     """The commit measured, with ``+changes`` when the tree differs from it."""
     commit = _git("rev-parse", "--short=12", "HEAD") or "unknown"
     return commit + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+@cache
+def code_hash() -> str:
+    """Changes when the measured code or models do; empty outside a git checkout."""
+    trees = _git("rev-parse", *(f"HEAD:{folder}" for folder in _MEASURED))
+    changes = _git("diff", "HEAD", "--", *_MEASURED) + _git("status", "--short", "--", *_MEASURED)
+    return hashlib.blake2b((trees + changes).encode(), digest_size=6).hexdigest() if trees else ""
 
 
 def hardware() -> dict[str, Any]:

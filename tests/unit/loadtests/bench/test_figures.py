@@ -71,6 +71,22 @@ def test_figures_of_another_seed_or_size_are_computed_again(tmp_path: Path, othe
     assert Bench("toy", asked).wants("toy.a")
 
 
+def test_figures_of_other_code_stay_until_they_are_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Bench("toy", Options(tmp_path))
+    first.put("toy.a", 1, unit="ratio", n=1)
+    first.put("toy.b", 1, unit="ratio", n=1)
+    monkeypatch.setattr("loadtests.bench.figures.code_hash", lambda: "other")
+    again = Bench("toy", Options(tmp_path))
+    assert again.wants("toy.a")
+    again.put("toy.a", 2, unit="ratio", n=1)
+    assert not again.wants("toy.a")
+    figures = json.loads((tmp_path / "toy.json").read_text())["figures"]
+    assert {name: figure["value"] for name, figure in figures.items()} == {"toy.a": 2, "toy.b": 1}
+    assert again.report()
+
+
 def test_time_runs_out(tmp_path: Path) -> None:
     now = [0.0]
     bench = Bench("toy", Options(tmp_path, limit_s=10), clock=lambda: now[0])
