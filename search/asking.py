@@ -1,0 +1,68 @@
+"""A side question to the engine: selection, judging by prompt, summarising. Outside the tree."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from engines.base import ChatMessage, Continuation, Engine, Prefix, Sampling
+from search.budget import Budget
+from search.errors import BrokenContract, BudgetExhausted
+from search.growth import closing
+
+
+async def ask(
+    engine: Engine,
+    messages: Sequence[ChatMessage],
+    how: Sampling,
+    *,
+    seed: int,
+    budget: Budget,
+) -> Continuation:
+    """One whole answer to `messages`; its claim is given back already.
+
+    Raises:
+        BudgetExhausted: No token is left, or the deadline came first.
+        EngineError: What the engine raised.
+    """
+    try:
+        async with asyncio.timeout(budget.seconds_left) as timer:
+            claim = await engine.open(engine.render(messages), tenant=how.tenant)
+            try:
+                return await _answer(engine, claim, how, seed, budget)
+            finally:
+                claim.release()
+    except TimeoutError as err:
+        if not timer.expired():
+            raise
+        budget.cut("generated_tokens", 1)
+        raise BudgetExhausted("wall_ms", budget.limits.wall_ms, 1) from err
+
+
+async def _answer(
+    engine: Engine, claim: Prefix, how: Sampling, seed: int, budget: Budget
+) -> Continuation:
+    room = engine.info.context_tokens - len(claim.token_ids)
+    bound = min(room, how.max_tokens) if how.max_tokens is not None else room
+    left = budget.left("generated_tokens")
+    if left is not None and left < bound:
+        budget.cut("generated_tokens", bound)
+        if not left:
+            raise BudgetExhausted("generated_tokens", budget.limits.generated_tokens, bound)
+        bound = left
+        how = replace(how, max_tokens=bound)
+    drawn = 0
+    with budget.reserve(generated_tokens=bound) as reservation:
+        try:
+            stream = engine.sample(claim, how, n=1, seeds=[seed])
+            async with closing(stream):
+                async for item in stream:
+                    if isinstance(item, Continuation):
+                        item.prefix.release()
+                        drawn = len(item.token_ids) + len(item.overrun_ids)
+                        return item
+                    drawn += len(item.token_ids)
+        finally:
+            reservation.settle(generated_tokens=drawn)
+    raise BrokenContract(f"engine {engine.info.model_id!r} ended a sample without a continuation")

@@ -1,0 +1,49 @@
+"""Vectors for texts, to tell which steps say the same thing.
+
+Hidden states of the generator come from the engine (`Search.embed`); these two need only text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Vectors = npt.NDArray[np.float32]
+
+
+def tfidf(texts: Sequence[str]) -> Vectors:
+    """TF-IDF over words, numbers and single signs, (n, d); a text without any is a zero row."""
+    # scikit-learn takes a moment to import: only when needed
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    if not any(text.strip() for text in texts):
+        return np.zeros((len(texts), 1), dtype=np.float32)
+    vectorizer = TfidfVectorizer(token_pattern=r"[^\W\d_]+|\d+|[^\w\s]|_", dtype=np.float32)
+    return np.asarray(vectorizer.fit_transform(texts).toarray(), dtype=np.float32)
+
+
+def minilm(texts: Sequence[str]) -> Vectors:
+    """Sentence vectors of MiniLM, (n, 384).
+
+    Raises:
+        ImportError: The package `sentence-transformers` is not installed.
+    """
+    return np.asarray(_minilm_model().encode(list(texts), batch_size=64), dtype=np.float32)
+
+
+def has_minilm() -> bool:
+    """Whether `minilm` can be tried here."""
+    from importlib.util import find_spec
+
+    return find_spec("sentence_transformers") is not None
+
+
+@lru_cache(maxsize=1)
+def _minilm_model() -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")

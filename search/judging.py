@@ -1,0 +1,189 @@
+"""Asking the reward model: one call per batch, rounded values, failed candidates dropped.
+
+Values are rounded to 1e-5 before anyone ranks by them, because batched matrix products differ in
+their last bits with the batch. A candidate is judged once; a later question gets the same value.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from engines.base import ChatMessage
+from reward_models.base import Candidate, Claim, RewardModel, RewardRow, Score
+from reward_models.base import MultifurcationRewardModel as Multifurcation
+from reward_models.errors import RewardInputError
+from search.branch import Branch
+from search.budget import Budget
+from search.errors import BrokenContract, MissingRewardModel
+from search.steps import split_steps
+from search.tree import Failed, Scored, SearchTree
+
+ROUNDING = 5
+"""Decimals that values keep."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A judge's rounded value of a branch, and its process values, one per step."""
+
+    value: float
+    steps: tuple[float, ...] = ()
+
+
+class Judging:
+    """The judge of one run: its claims, its values, its drops.
+
+    Args:
+        judge: The reward model.
+        messages: The conversation to answer.
+        tenant: Whose it is.
+        delimiters: What ends a step.
+        tree: Where values and drops are recorded.
+        drop: Called with every branch that is dropped.
+    """
+
+    def __init__(
+        self,
+        judge: RewardModel,
+        *,
+        messages: tuple[ChatMessage, ...],
+        tenant: str,
+        delimiters: tuple[str, ...],
+        tree: SearchTree,
+        drop: Callable[[Branch], None],
+    ) -> None:
+        self.judge = judge
+        self.values: dict[int, Judgement] = {}
+        self.dropped: set[int] = set()
+        self._messages = messages
+        self._tenant = tenant
+        self._delimiters = delimiters
+        self._tree = tree
+        self._drop = drop
+        self._claims: dict[int, Claim] = {}
+        self._opening = asyncio.Lock()
+
+    async def score(self, branches: Sequence[Branch], budget: Budget) -> list[float]:
+        """One value per branch, NaN where it was dropped or nothing was left to pay the judge.
+
+        Raises:
+            RewardUnavailable: The judge is gone or failed as a whole.
+            BrokenContract: The judge returned fewer or more scores than it was asked for.
+        """
+        fresh = [
+            one
+            for one in dict.fromkeys(branches)
+            if one.id not in self.values and one.id not in self.dropped
+        ]
+        fresh = self._affordable(fresh, budget)
+        if fresh:
+            with budget.reserve(reward_calls=len(fresh)) as reservation:
+                try:
+                    async with asyncio.timeout(budget.seconds_left) as timer:
+                        scores = await self._judged(fresh)
+                except TimeoutError:
+                    if not timer.expired():
+                        raise
+                    budget.cut("reward_calls", len(fresh))
+                    scores = []
+                reservation.settle(
+                    reward_calls=len(fresh),
+                    reward_tokens=sum(one.tokens_computed for one in scores),
+                )
+            for branch, score in zip(fresh, scores, strict=bool(scores)):
+                self._keep(branch, score, budget)
+        return [
+            self.values[one.id].value if one.id in self.values else math.nan for one in branches
+        ]
+
+    async def next_rewards(self, branches: Sequence[Branch]) -> list[RewardRow]:
+        """The reward of every possible next token of each branch.
+
+        Raises:
+            MissingRewardModel: The judge is not of the multifurcation kind.
+        """
+        judge = self.judge
+        if not isinstance(judge, Multifurcation):
+            raise MissingRewardModel("next_rewards", f"{judge.info.kind} judges have none")
+        root = await self._root_claim()
+        return await judge.next_rewards([self._claim(one, root) for one in branches])
+
+    def release(self, branch: Branch) -> None:
+        """Give the judge's claim on a branch back."""
+        claim = self._claims.pop(branch.id, None)
+        if claim is not None:
+            claim.release()
+
+    def close(self) -> None:
+        """Give every claim back."""
+        claims = list(self._claims.values())
+        self._claims.clear()
+        for claim in claims:
+            claim.release()
+
+    def _affordable(self, branches: list[Branch], budget: Budget) -> list[Branch]:
+        left = 0 if budget.is_past_deadline else budget.left("reward_calls")
+        if left is None or left >= len(branches):
+            return branches
+        budget.cut("reward_calls", len(branches))
+        return branches[:left]
+
+    async def _judged(self, branches: Sequence[Branch]) -> list[Score]:
+        root = await self._root_claim()
+        batch = [self._candidate(one, root) for one in branches]
+        try:
+            scores = await self.judge.score(batch)
+        except RewardInputError:
+            # One candidate that the judge cannot read must not cost the others their values.
+            scores = [await self._judged_alone(one) for one in batch]
+        if len(scores) != len(batch):
+            raise BrokenContract(
+                f"reward model {self.judge.info.model_id!r} returned {len(scores)} scores "
+                f"for {len(batch)} candidates"
+            )
+        return scores
+
+    async def _judged_alone(self, candidate: Candidate) -> Score:
+        try:
+            return (await self.judge.score([candidate]))[0]
+        except RewardInputError:
+            return Score(value=math.nan)
+
+    def _keep(self, branch: Branch, score: Score, budget: Budget) -> None:
+        if all(map(math.isfinite, (score.value, *score.steps))):
+            steps = tuple(round(one, ROUNDING) for one in score.steps)
+            self.values[branch.id] = Judgement(round(score.value, ROUNDING), steps)
+            self._tree.record(Scored(branch.id, self.values[branch.id].value, steps))
+            return
+        self.dropped.add(branch.id)
+        budget.count(dropped=1, wasted_tokens=len(branch.step.token_ids))
+        self._tree.record(Failed(branch.id, f"its reward is {score.value}, not a finite number"))
+        self._drop(branch)
+
+    def _candidate(self, branch: Branch, claim: Claim) -> Candidate:
+        text = branch.text
+        return Candidate(
+            messages=self._messages,
+            text=text,
+            token_ids=branch.token_ids,
+            steps=split_steps(text, self._delimiters),
+            claim=claim,
+            is_finished=branch.finish is not None,
+        )
+
+    async def _root_claim(self) -> Claim:
+        async with self._opening:
+            if self._tree.root.id not in self._claims:
+                opened = await self.judge.open(self._messages, tenant=self._tenant)
+                self._claims[self._tree.root.id] = opened
+        return self._claims[self._tree.root.id]
+
+    def _claim(self, branch: Branch, root: Claim) -> Claim:
+        """The judge's claim on a branch, made from the nearest one above it."""
+        if branch.id not in self._claims:
+            above = self._claim(branch.parent, root) if branch.parent is not None else root
+            self._claims[branch.id] = above.extend(branch.step.token_ids)
+        return self._claims[branch.id]

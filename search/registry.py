@@ -1,0 +1,88 @@
+"""From a strategy's name and parameters on the wire to a strategy that may run here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from engines.base import Capability, EngineInfo
+from engines.errors import UnsupportedByEngine
+from reward_models.base import RewardModel
+from search.base import Params, Strategy
+from search.errors import InvalidParameter, MissingRewardModel, StrategyNotFound, UnknownParameter
+from search.plugins import load
+
+_GROUP = "bough.strategies"
+
+
+def strategy_class(name: str) -> type[Strategy[Params]]:
+    """The class behind a strategy's name.
+
+    Raises:
+        StrategyNotFound: Nobody registered it.
+        PluginError: It cannot be imported.
+    """
+    plugins = load(_GROUP)
+    if name not in plugins:
+        raise StrategyNotFound(name, plugins)
+    found: type[Strategy[Params]] = plugins[name]
+    return found
+
+
+def make_strategy(name: str, params: Mapping[str, Any]) -> Strategy[Params]:
+    """A strategy with validated parameters.
+
+    Raises:
+        StrategyNotFound: Nobody registered it.
+        UnknownParameter: A parameter that it does not have.
+        InvalidParameter: A value of the wrong type or out of bounds.
+    """
+    kind = strategy_class(name)
+    try:
+        checked = kind.Params.model_validate(dict(params))
+    except ValidationError as err:
+        first = err.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "params"
+        if first["type"] == "extra_forbidden":
+            raise UnknownParameter(where, name, kind.Params.model_fields) from err
+        is_type = first["type"].endswith(("_type", "_parsing", "_from_float"))
+        why = f"{first['msg']}, got {first['input']!r:.80}"
+        raise InvalidParameter(where, name, why, "type" if is_type else "value") from err
+    return kind(checked)  # type: ignore[call-arg]  # strategies are built from their parameters
+
+
+def check_fit(strategy: Strategy[Params], engine: EngineInfo, judge: RewardModel | None) -> None:
+    """Refuse before any work what could not be carried to the end.
+
+    Raises:
+        UnsupportedByEngine: The engine lacks a capability that the strategy requires.
+        MissingRewardModel: The strategy judges and there is no judge.
+    """
+    has = set(engine.capabilities)
+    if Capability.TOKENS in has:  # whoever continues tokens continues text
+        has.add(Capability.CONTINUE_TEXT)
+    for capability in sorted(strategy.requires - has):
+        raise UnsupportedByEngine(
+            capability, engine.model_id, f"strategy {strategy.name!r} needs it; choose another"
+        )
+    if strategy.needs_judge and judge is None:
+        raise MissingRewardModel(strategy.name, "it ranks its candidates by reward")
+
+
+def describe() -> list[dict[str, Any]]:
+    """Every strategy as on the wire: name, description, JSON schema of its parameters, needs."""
+    described = []
+    for name in load(_GROUP):
+        kind = strategy_class(name)
+        summary = (kind.__doc__ or "").strip().split("\n\n")[0]
+        described.append(
+            {
+                "name": name,
+                "description": " ".join(summary.split()),
+                "params": kind.Params.model_json_schema(),
+                "requires": sorted(kind.requires),
+            }
+        )
+    return described

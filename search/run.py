@@ -1,0 +1,237 @@
+"""One request's search, from its parameters to its result. Streamed or not, the same answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from engines.base import Capability, ChatMessage, Engine, Sampling
+from reward_models.base import RewardModel
+from search.base import Outcome, StopReason
+from search.branch import Branch
+from search.budget import Budget, Limits
+from search.claims import ClaimBook
+from search.errors import BrokenContract
+from search.growth import Grower
+from search.judging import Judging
+from search.registry import check_fit, make_strategy
+from search.result import Answer, Result, TreeStats, answer_of, distinct, measure
+from search.search import Search
+from search.streaming import Agreement, Piece
+from search.tree import Chosen, SearchTree
+from search.workbench import Workbench
+
+if TYPE_CHECKING:
+    from stores.base import Store
+
+__all__ = ["Answer", "Piece", "Result", "Run", "RunRequest", "TreeStats"]
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a run is asked to do.
+
+    Attributes:
+        strategy: The strategy's name.
+        params: Its parameters as on the wire.
+        messages: The conversation to answer.
+        sampling: How to draw an answer; its `stop` and `max_tokens` bound the whole answer.
+        seed: Where every random stream of the run comes from.
+        limits: The most the run may spend.
+        run_id: Names the run in events and replies.
+        tenant: Whose request it is.
+        answers: Distinct answers wanted back, best first; at least 1.
+    """
+
+    strategy: str
+    params: Mapping[str, Any]
+    messages: tuple[ChatMessage, ...]
+    sampling: Sampling
+    seed: int
+    limits: Limits = field(default_factory=Limits)
+    run_id: str = ""
+    tenant: str = ""
+    answers: int = 1
+
+
+_Item: TypeAlias = Piece | Result | BaseException
+
+
+class Run:
+    """One request on its way. Used once: either `stream` or `result`.
+
+    Args:
+        request: What to do.
+        engine: Who generates.
+        judge: Who judges; None without a reward model.
+        store: What is shared between runs.
+        clock: Seconds, monotonic.
+
+    Attributes:
+        tree: Everything grown so far; may be read and followed while the run is on.
+        budget: What was spent so far.
+
+    Raises:
+        StrategyNotFound: Nobody registered the strategy.
+        ParamsError: A parameter it does not have, or a value it refuses.
+        MissingRewardModel: It judges and there is no judge.
+        UnsupportedByEngine: The engine lacks a capability it requires.
+    """
+
+    def __init__(
+        self,
+        request: RunRequest,
+        *,
+        engine: Engine,
+        judge: RewardModel | None = None,
+        store: Store | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._strategy = make_strategy(request.strategy, request.params)
+        check_fit(self._strategy, engine.info, judge)
+        self.request = request
+        self.tree = SearchTree()
+        self.budget = Budget(request.limits, clock=clock)
+        self._engine = engine
+        self._judge = judge
+        self._store = store
+        self._items: asyncio.Queue[_Item] = asyncio.Queue()
+        self._is_used = False
+
+    async def result(self) -> Result:
+        """Run to the end.
+
+        Raises:
+            BudgetExhausted: Nothing was produced before the budget or the time was used up.
+            EngineError: What the engine raised.
+            RewardError: What the judge raised.
+        """
+        async with aclosing(self.stream()) as items:
+            async for item in items:
+                if isinstance(item, Result):
+                    return item
+        raise BrokenContract("the run ended without a result")
+
+    async def stream(self) -> AsyncGenerator[Piece | Result]:
+        """Text as soon as it is decided, then the result.
+
+        The texts of the pieces, joined, are `Result.answers[0].content`. Closing the generator
+        cancels every branch and gives all claims back before it returns.
+
+        Raises:
+            BudgetExhausted: Nothing was produced before the budget or the time was used up.
+            EngineError: What the engine raised.
+            RewardError: What the judge raised.
+        """
+        if self._is_used:
+            raise BrokenContract("a run is used once; make another")
+        self._is_used = True
+        work = asyncio.create_task(self._work())
+        work.add_done_callback(self._ended)
+        try:
+            while True:
+                item = await self._items.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+                if isinstance(item, Result):
+                    return
+        finally:
+            work.cancel()
+            await asyncio.wait([work])
+            self.tree.close("cancelled")
+
+    def _ended(self, work: asyncio.Task[Result]) -> None:
+        """Hand over how the work ended, whoever ended it."""
+        if work.cancelled():
+            self.tree.close("cancelled")
+            self._items.put_nowait(asyncio.CancelledError())
+            return
+        error = work.exception()
+        if error is not None:
+            self.tree.close("error")
+        self._items.put_nowait(error if error is not None else work.result())
+
+    async def _work(self) -> Result:
+        bench = self._bench()
+        try:
+            prompt = self._engine.render(self.request.messages)
+            root = await self._engine.open(prompt, tenant=self.request.tenant)
+            bench.claims.open(self.tree.root, root)
+            self.tree.prompt_tokens = len(root.token_ids)
+            outcome = await Search(bench, self.budget).carry_out(self._strategy)
+            self._conclude(bench, outcome)
+            stats = measure(self.tree, root.cached_tokens, bench.claims.peak_tokens)
+        finally:
+            await bench.aclose()
+        return self._result(bench, outcome, stats)
+
+    def _conclude(self, bench: Workbench, outcome: Outcome) -> None:
+        answers = distinct(outcome, self.request.answers)
+        try:
+            bench.agreement.conclude(outcome.chosen)
+        except ValueError as err:
+            raise BrokenContract(str(err)) from err
+        self.tree.record(Chosen(tuple(one.branch.id for one in answers)))
+        self.tree.close(outcome.stop_reason)
+
+    def _result(self, bench: Workbench, outcome: Outcome, stats: TreeStats) -> Result:
+        request = self.request
+        answers = tuple(answer_of(one) for one in distinct(outcome, request.answers))
+        stop_reason: StopReason = outcome.stop_reason
+        return Result(
+            run_id=request.run_id,
+            strategy=request.strategy,
+            resolved=self._strategy.name,
+            stop_reason=stop_reason,
+            seed=request.seed,
+            score=answers[0].score,
+            spent=self.budget.spent,
+            tree=stats,
+            answers=answers,
+            candidates=tuple(answer_of(one) for one in outcome.candidates),
+            prompt_tokens=self.tree.prompt_tokens,
+            ignored=tuple(bench.ignored),
+        )
+
+    def _bench(self) -> Workbench:
+        request, engine, tree = self.request, self._engine, self.tree
+        claims = ClaimBook()
+        agreement = Agreement(tree.root, engine.decode, self._items.put_nowait)
+        grower = Grower(engine, tree, claims, agreement, request.seed)
+
+        def drop(branch: Branch) -> None:
+            grower.release(branch)
+            agreement.exclude([branch])
+
+        judging = None
+        if self._judge is not None:
+            judging = Judging(
+                self._judge,
+                messages=request.messages,
+                tenant=request.tenant,
+                delimiters=engine.info.step_delimiters,
+                tree=tree,
+                drop=drop,
+            )
+        bench = Workbench(
+            engine=engine,
+            tree=tree,
+            claims=claims,
+            agreement=agreement,
+            grower=grower,
+            judging=judging,
+            store=self._store,
+            messages=request.messages,
+            sampling=request.sampling,
+            seed=request.seed,
+            answers=request.answers,
+        )
+        has_seed = Capability.SEED in engine.info.capabilities
+        if request.sampling.seed is not None and not has_seed:
+            bench.ignored["seed"] = None
+        return bench

@@ -1,0 +1,50 @@
+"""What every `Search` of one run shares: the engine, the judge, the tree and all claims."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING
+
+from engines.base import ChatMessage, Engine, Sampling
+from search.claims import ClaimBook
+from search.growth import Grower
+from search.judging import Judging
+from search.streaming import Agreement
+from search.tree import SearchTree
+
+if TYPE_CHECKING:
+    from stores.base import Store
+
+
+@dataclass
+class Workbench:
+    """What every `Search` of one run shares."""
+
+    engine: Engine
+    tree: SearchTree
+    claims: ClaimBook
+    agreement: Agreement
+    grower: Grower
+    judging: Judging | None
+    store: Store | None
+    messages: tuple[ChatMessage, ...]
+    sampling: Sampling
+    seed: int
+    answers: int
+    pruned: set[int] = field(default_factory=set)
+    ignored: dict[str, None] = field(default_factory=dict)
+    questions: count[int] = field(default_factory=count)
+
+    async def aclose(self) -> None:
+        """Cancel what still grows and give every claim back."""
+        try:
+            await self.grower.aclose()
+        finally:
+            self.close_claims()
+
+    def close_claims(self) -> None:
+        """Give every claim back."""
+        self.claims.close()
+        if self.judging is not None:
+            self.judging.close()
