@@ -1,0 +1,141 @@
+"""The bundled models in this process, and word problems put to them through a search strategy."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from engines.base import Continuation, Engine, Sampling
+from engines.embedded.engine import EmbeddedEngine, open_engine
+from loadtests.bench.figures import BenchError
+from models.registry import bundled
+from models.tasks import sums
+from models.tasks.base import messages_of
+from reward_models.base import Candidate, RewardModel
+from reward_models.process import open_judge
+from search.budget import Limits
+from search.run import Result, Run, RunRequest
+
+GENERATOR: Final = "sapling-sums"
+JUDGE: Final = "sapling-prm"
+OPTIONS: Final[Mapping[str, Any]] = {"device": "cpu", "dtype": "float32"}
+IN_FLIGHT: Final = 24
+_MAX_TOKENS: Final = 256
+
+
+@dataclass(frozen=True)
+class Saplings:
+    """Generator and judge, both loaded."""
+
+    engine: EmbeddedEngine
+    judge: RewardModel
+
+    async def ask(
+        self,
+        problem: sums.Problem,
+        strategy: str,
+        params: Mapping[str, Any],
+        seed: int,
+        tenant: str = "",
+    ) -> Result:
+        """One run to its end. Answers may have 256 tokens; no other limit."""
+        request = RunRequest(
+            strategy=strategy,
+            params=params,
+            messages=tuple(messages_of(problem)),
+            sampling=Sampling(max_tokens=_MAX_TOKENS, tenant=tenant),
+            seed=seed,
+            limits=Limits(),
+            run_id=f"bench-{seed}",
+            tenant=tenant,
+        )
+        return await Run(request, engine=self.engine, judge=self.judge).result()
+
+    async def complete(
+        self, messages: list[dict[str, str]], prefix: str, n: int, temperature: float
+    ) -> list[str]:
+        """Plain samples after an answer's beginning: `models.evaluate.Generate`."""
+        prompt = self.engine.render(messages)
+        assert isinstance(prompt, tuple)
+        claim = await self.engine.open(prompt + self.engine.encode(prefix))
+        how = Sampling(temperature=temperature, max_tokens=_MAX_TOKENS, deltas=False)
+        seeds = [seed_of(messages[-1]["content"], prefix, index) for index in range(n)]
+        texts = [""] * n
+        try:
+            async for item in self.engine.sample(claim, how, n=n, seeds=seeds):
+                if isinstance(item, Continuation):
+                    texts[item.index] = item.text
+                    item.prefix.release()
+        finally:
+            claim.release()
+        return texts
+
+    async def rewards(self, messages: list[dict[str, str]], steps: list[str]) -> list[float]:
+        """The judge's value of each step: `models.evaluate.Judge`."""
+        candidate = Candidate(tuple(messages), "".join(steps), (), tuple(steps))
+        (score,) = await self.judge.score([candidate])
+        return list(score.steps)
+
+
+@asynccontextmanager
+async def open_saplings() -> AsyncIterator[Saplings]:
+    """Load both; on leaving, check that nothing stayed claimed, and close both.
+
+    Raises:
+        BenchError: They are not bundled, or a claim leaked.
+    """
+    found = bundled()
+    missing = {GENERATOR, JUDGE} - set(found)
+    if missing:
+        raise BenchError(f"{', '.join(sorted(missing))} not found in models/; run `make models`")
+    engine = open_engine(GENERATOR, str(found[GENERATOR]), OPTIONS)
+    try:
+        judge = open_judge(JUDGE, str(found[JUDGE]), OPTIONS)
+        try:
+            yield Saplings(engine, judge)
+            await _nothing_claimed(engine, judge)
+        finally:
+            await judge.aclose()
+    finally:
+        await engine.aclose()
+
+
+def seed_of(*parts: object) -> int:
+    """A seed from anything with a stable repr, 62 bits."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2
+
+
+class Limited:
+    """`Saplings.complete` and `rewards` with so many calls at a time."""
+
+    def __init__(self, saplings: Saplings, at_a_time: int = IN_FLIGHT) -> None:
+        self._saplings = saplings
+        self._gate = asyncio.Semaphore(at_a_time)
+
+    async def complete(
+        self, messages: list[dict[str, str]], prefix: str, n: int, temperature: float
+    ) -> list[str]:
+        """See `Saplings.complete`."""
+        async with self._gate:
+            return await self._saplings.complete(messages, prefix, n, temperature)
+
+    async def rewards(self, messages: list[dict[str, str]], steps: list[str]) -> list[float]:
+        """See `Saplings.rewards`."""
+        async with self._gate:
+            return await self._saplings.rewards(messages, steps)
+
+
+async def _nothing_claimed(engine: Engine, judge: RewardModel) -> None:
+    end = time.monotonic() + 5
+    claimed: Sequence[int] = (1,)
+    while any(claimed) and time.monotonic() < end:
+        claimed = (engine.stats().pages_claimed, judge.stats().pages_claimed)
+        await asyncio.sleep(0.01)
+    if any(claimed):
+        raise BenchError(f"pages still claimed by generator and judge: {claimed}")
