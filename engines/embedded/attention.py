@@ -9,8 +9,8 @@ the number of distinct tokens.
 `plan` decides, in numpy and without tensors of the model; `attend` computes. A plan serves all
 layers of one step.
 
-Letters: N query tokens, S segments, R queries of a segment, T slots of a segment, Hq query heads, Hk
-key/value heads, D head width, P slots of a page, K partials of a query.
+Letters: N query tokens, S segments, R queries of a segment, T slots of a segment, Hq query heads,
+Hk key/value heads, D head width, P slots of a page, K partials of a query.
 
 Source: cascade / tree attention with log-sum-exp merging (FlashInfer, Hydragen); the batching of
     unequal segments into padded groups by size is ours.

@@ -232,6 +232,7 @@ class EmbeddedEngine:
         return b"".join(table[i] for i in ids).decode("utf-8", "replace")
 
     def _own(self, prefix: Prefix) -> PageClaim:
+        self._runtime.require_open()
         if not isinstance(prefix, PageClaim):
             raise TypeError(f"a prefix of this engine is needed, not {type(prefix).__name__}")
         if prefix.is_released:

@@ -177,8 +177,7 @@ class Runtime:
             CapacityExceeded: The pool could never hold them.
             EngineClosed: The runtime is closed.
         """
-        if self.worker.is_closed:
-            raise EngineClosed("the engine is closed")
+        self.require_open()
         if any(not 0 <= token < self.config.vocab_size for token in tokens):
             raise PromptError(f"token ids must be in 0 … {self.config.vocab_size - 1}")
         if not tokens:
@@ -231,6 +230,11 @@ class Runtime:
             raise job.error
         return job.results
 
+    def require_open(self) -> None:
+        """Raise EngineClosed when the worker has stopped."""
+        if self.worker.is_closed:
+            raise EngineClosed("the engine is closed")
+
     def stats(self) -> EngineStats:
         """Gauges and counters now."""
         with self.ledger.lock:
@@ -250,6 +254,8 @@ class Runtime:
     async def aclose(self) -> None:
         """Stop the thread; idempotent."""
         await asyncio.to_thread(self.worker.close)
+        with self.ledger.lock:
+            self.claims.reclaim(self.ledger.num_pages + 1)
 
 
 def _no_branches(branch: Branch, kept: int) -> Continuation:
