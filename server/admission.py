@@ -1,8 +1,8 @@
 """Who may run now, who waits, and who is told to come back later.
 
-A request takes a ticket before any header is sent; that either succeeds or is refused with the time to come back.
-A ticket is good at once or waits its turn, first come first served. It must be released, and may be released at any
-moment, also while it waits.
+A request takes a ticket before any header is sent; that either succeeds or is refused with the time
+to come back. A ticket is good at once or waits its turn, first come first served. It must be
+released, and may be released at any moment, also while it waits.
 """
 
 from __future__ import annotations

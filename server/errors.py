@@ -11,9 +11,10 @@ ServerError
 ├── Overloaded               too many runs and too many waiting; says when to come back
 └── ShuttingDown             the server is going away
 
-Exceptions of engines, search, reward models and stores know no HTTP; TABLE gives each its status, type, code and
-param. A test fails when an exported exception has no row. What is not in the table is a bug: the client gets an
-opaque message with an id, the log gets the traceback under the same id.
+Exceptions of engines, search, reward models and stores know no HTTP; TABLE gives each its status,
+type, code and param. A test fails when an exported exception has no row. What is not in the table
+is a bug: the client gets an opaque message with an id, the log gets the traceback under the same
+id.
 """
 
 from __future__ import annotations
@@ -165,7 +166,8 @@ class Row:
         type: OpenAI's error type.
         code: OpenAI-style code, fixed or read from the exception.
         param: The field at fault, likewise.
-        message: What the client reads: the exception's own text, a fixed one, or None for an opaque one.
+        message: What the client reads: the exception's own text, a fixed one, or None for an opaque
+            one.
     """
 
     status: int
@@ -252,9 +254,14 @@ TABLE: Final[dict[type[Exception], Row]] = {
 """Every exported exception. A subclass without a row takes that of its nearest ancestor."""
 
 
+def code_of(error: Exception) -> str:
+    """The error's code, for counting."""
+    return _read(_row(error).code, error) or "internal_error"
+
+
 def describe(error: Exception) -> WireError:
     """The error as the client sees it; what is a bug of ours is logged here with its traceback."""
-    row = next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), _bug())
+    row = _row(error)
     if row.message is None:
         log_id = uuid.uuid4().hex
         log.error("internal error %s", log_id, exc_info=error)
@@ -264,7 +271,7 @@ def describe(error: Exception) -> WireError:
     return WireError(
         status=row.status,
         type=row.type,
-        code=_read(row.code, error) or "internal_error",
+        code=code_of(error),
         message=message,
         param=_read(row.param, error),
         retry_after_s=error.retry_after_s if isinstance(error, Overloaded) else None,
@@ -273,3 +280,7 @@ def describe(error: Exception) -> WireError:
 
 def _read(said: Said, error: Exception) -> str | None:
     return said(error) if callable(said) else said
+
+
+def _row(error: Exception) -> Row:
+    return next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), _bug())

@@ -1,7 +1,7 @@
 """Prometheus metrics, one registry per app.
 
-Counters are moved by requests; gauges of engines, judges and admission are read when somebody scrapes. Labels take
-their values from settings and plugins only, never from a request's text.
+Counters are moved by requests; gauges of engines, judges and admission are read when somebody
+scrapes. Labels take their values from settings and plugins only, never from a request's text.
 """
 
 from __future__ import annotations
@@ -77,9 +77,7 @@ class Metrics:
         )
         self.reward_calls = self._counter("reward_calls", "Judgements", per_strategy)
         self.reward_tokens = self._counter("reward_tokens", "Tokens judged", per_strategy)
-        self.cache = self._counter(
-            "response_cache", "Look-ups in the response cache", ["result"]
-        )
+        self.cache = self._counter("response_cache", "Look-ups in the response cache", ["result"])
         self.store_errors = self._counter(
             "store_errors", "Times the store did not answer and was done without", ["what"]
         )

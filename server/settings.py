@@ -1,8 +1,9 @@
 """What the operator may set, and where each value came from.
 
-One dotted name everywhere: ``--limits.max_n 8``, ``BOUGH_LIMITS__MAX_N=8``, ``[limits] max_n = 8``. Precedence:
-flag > environment > TOML file > default. Nothing else in bough reads the environment. Options of a single request
-are no settings: they are the strategy's parameters, checked on arrival and capped by `limits`.
+One dotted name everywhere: ``--limits.max_n 8``, ``BOUGH_LIMITS__MAX_N=8``, ``[limits] max_n = 8``.
+Precedence: flag > environment > TOML file > default. Nothing else in bough reads the environment.
+Options of a single request are no settings: they are the strategy's parameters, checked on arrival
+and capped by `limits`.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class EngineSettings(BaseModel):
     """Which engine serves a model."""
 
     model_config = _FROZEN
-    kind: str = Field("embedded", description="Engine plugin: embedded, echo, …")
-    model: str = Field("", description="A local model directory, or the id at an upstream")
+    kind: str = Field(default="embedded", description="Engine plugin: embedded, echo, …")
+    model: str = Field(default="", description="A local model directory, or the id at an upstream")
     options: dict[str, Any] = Field(
         default_factory=dict, description="Options of this engine kind, as NAME=VALUE or JSON"
     )
@@ -51,20 +52,24 @@ class ModelSettings(BaseModel):
 
     model_config = _FROZEN
     engine: EngineSettings = Field(default_factory=EngineSettings)
-    reward_model: str | None = Field(None, description="Judge where a request names none")
-    strategy: str = Field("single", description="Strategy where a request names none")
+    reward_model: str | None = Field(default=None, description="Judge where a request names none")
+    strategy: str = Field(default="single", description="Strategy where a request names none")
     params: dict[str, Any] = Field(
         default_factory=dict, description="Parameters of that default strategy"
     )
-    task: str | None = Field(None, description="What the model was made for; shown in /v1/models")
+    task: str | None = Field(
+        default=None, description="What the model was made for; shown in /v1/models"
+    )
 
 
 class RewardModelSettings(BaseModel):
     """One judge on the wire."""
 
     model_config = _FROZEN
-    kind: str = Field("process", description="Reward model plugin: process, constant, verifier, …")
-    model: str = Field("", description="A local directory, or the id at an upstream")
+    kind: str = Field(
+        default="process", description="Reward model plugin: process, constant, verifier, …"
+    )
+    model: str = Field(default="", description="A local directory, or the id at an upstream")
     options: dict[str, Any] = Field(default_factory=dict, description="Options of this kind")
 
 
@@ -72,15 +77,17 @@ class LimitSettings(BaseModel):
     """What one request, and all together, may take."""
 
     model_config = _FROZEN
-    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="Largest body, bytes")
-    max_n: int = Field(64, ge=1, description="Most answers returned to one request (n)")
-    max_width: int = Field(256, ge=1, description="Largest bough.params.width")
-    max_candidates: int = Field(4096, ge=1, description="Most candidates one run may make")
-    max_generated_tokens: int = Field(1_000_000, ge=1, description="Most tokens of one run")
-    max_reward_calls: int = Field(100_000, ge=0, description="Most judgements of one run")
-    max_run_s: float = Field(600.0, gt=0, description="Longest run, seconds")
-    max_concurrent_runs: int = Field(64, ge=1, description="Runs going at once")
-    max_queued_runs: int = Field(256, ge=0, description="Runs waiting for a place; more get 429")
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="Largest body, bytes")
+    max_n: int = Field(default=64, ge=1, description="Most answers returned to one request (n)")
+    max_width: int = Field(default=256, ge=1, description="Largest bough.params.width")
+    max_candidates: int = Field(default=4096, ge=1, description="Most candidates one run may make")
+    max_generated_tokens: int = Field(default=1_000_000, ge=1, description="Most tokens of one run")
+    max_reward_calls: int = Field(default=100_000, ge=0, description="Most judgements of one run")
+    max_run_s: float = Field(default=600.0, gt=0, description="Longest run, seconds")
+    max_concurrent_runs: int = Field(default=64, ge=1, description="Runs going at once")
+    max_queued_runs: int = Field(
+        default=256, ge=0, description="Runs waiting for a place; more get 429"
+    )
 
 
 class StoreSettings(BaseModel):
@@ -88,7 +95,7 @@ class StoreSettings(BaseModel):
 
     model_config = _FROZEN
     url: SecretStr = Field(
-        SecretStr("memory:"), description="memory: or redis://[:password@]host:port/db"
+        default=SecretStr("memory://"), description="memory:// or redis://[:password@]host:port/db"
     )
 
 
@@ -96,15 +103,19 @@ class CacheSettings(BaseModel):
     """Whether equal requests share one answer."""
 
     model_config = _FROZEN
-    responses: bool = Field(False, description="Answer repeated reproducible requests from store")
-    ttl_s: float = Field(3600.0, gt=0, description="How long an answer is kept, seconds")
+    responses: bool = Field(
+        default=False, description="Answer repeated reproducible requests from store"
+    )
+    ttl_s: float = Field(default=3600.0, gt=0, description="How long an answer is kept, seconds")
 
 
 class StreamSettings(BaseModel):
     """Server-sent events."""
 
     model_config = _FROZEN
-    heartbeat_s: float = Field(5.0, gt=0, description="Longest silence on a stream, seconds")
+    heartbeat_s: float = Field(
+        default=5.0, gt=0, description="Longest silence on a stream, seconds"
+    )
 
 
 class Settings(BaseSettings):
@@ -113,10 +124,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__"
     )
-    host: str = Field("127.0.0.1", description="Address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
+    host: str = Field(default="127.0.0.1", description="Address to listen on")
+    port: int = Field(
+        default=8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one"
+    )
     engine: EngineSettings | None = Field(
-        None, description="Shorthand for serving one model instead of [models.ID]"
+        default=None, description="Shorthand for serving one model instead of [models.ID]"
     )
     models: dict[str, ModelSettings] = Field(
         default_factory=dict, description="Models by id, the default first; none: all bundled ones"
@@ -129,10 +142,12 @@ class Settings(BaseSettings):
     cache: CacheSettings = Field(default_factory=CacheSettings)
     stream: StreamSettings = Field(default_factory=StreamSettings)
     shutdown_grace_s: float = Field(
-        5.0, ge=0, description="Seconds that requests get to end before they are cancelled"
+        default=5.0, ge=0, description="Seconds that requests get to end before they are cancelled"
     )
     log_level: str = Field(
-        "info", pattern="^(debug|info|warning|error|critical)$", description="Least level logged"
+        default="info",
+        pattern="^(debug|info|warning|error|critical)$",
+        description="Least level logged",
     )
 
     @classmethod

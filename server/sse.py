@@ -1,8 +1,9 @@
 """Server-sent events, and noticing that a client has gone.
 
-`EventStream` sends its headers and a first comment at once, then each frame as it comes, and a comment wherever
-nothing else was sent for a while. When the client goes, or the server stops, it closes the generator that makes the
-frames, whose `finally` is where runs are cancelled. The generator lives in one task from beginning to end.
+`EventStream` sends its headers and a first comment at once, then each frame as it comes, and a
+comment wherever nothing else was sent for a while. When the client goes, or the server stops, it
+closes the generator that makes the frames, whose `finally` is where runs are cancelled. The
+generator lives in one task from beginning to end.
 
 Frames are never coalesced and never buffered here.
 """
@@ -10,8 +11,9 @@ Frames are never coalesced and never buffered here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -35,7 +37,7 @@ def frame(data: str, *, name: str | None = None, number: int | None = None) -> b
     return "\n".join([*lines, f"data: {data}", "", ""]).encode()
 
 
-class ClientGone(Exception):  # noqa: N818 - nobody reads an answer to it, so it is no error
+class ClientGone(Exception):
     """The client closed the connection before there was an answer."""
 
 
@@ -54,6 +56,47 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         return task.result()
     finally:
         await _stop(task, gone)
+
+
+async def merged(*sources: AsyncIterator[Any]) -> AsyncGenerator[Any]:
+    """The items of several generators as they come; an error of one ends them all.
+
+    All of them are closed at the end.
+    """
+    queue: asyncio.Queue[Any] = asyncio.Queue(maxsize=1)
+
+    async def pump(source: AsyncIterator[Any]) -> None:
+        try:
+            async for item in source:
+                await queue.put(item)
+        except Exception as err:  # handed on, and raised below
+            await queue.put(_End(err))
+        else:
+            await queue.put(_End(None))
+        finally:
+            if isinstance(source, AsyncGenerator):
+                await source.aclose()
+
+    tasks = [asyncio.ensure_future(pump(source)) for source in sources]
+    try:
+        going = len(tasks)
+        while going:
+            item = await queue.get()
+            if not isinstance(item, _End):
+                yield item
+            elif item.error is not None:
+                raise item.error
+            else:
+                going -= 1
+    finally:
+        await _stop(*tasks)
+
+
+@dataclass(frozen=True)
+class _End:
+    """The end of one source."""
+
+    error: Exception | None
 
 
 class EventStream(Response):
@@ -132,7 +175,7 @@ async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:
 
 
 async def _stop(*tasks: asyncio.Future[Any]) -> None:
-    """Cancel what still runs and wait until it has ended; errors of what was cancelled are dropped."""
+    """Cancel what still runs, wait until it has ended, and drop what it raised."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,10 +1,11 @@
 """The request on the wire: OpenAI's chat completion, unchanged, plus the `bough` object.
 
-Every field that OpenAI's schema has is honoured, or listed in the reply's `bough.ignored`, or refused with 400
-`unsupported_parameter`; a field that nobody knows is 400 `unknown_parameter`. Nothing is dropped in silence. Null
-means "not given" everywhere, as OpenAI's clients send it.
+Every field that OpenAI's schema has is honoured, or listed in the reply's `bough.ignored`, or
+refused with 400 `unsupported_parameter`; a field that nobody knows is 400 `unknown_parameter`.
+Nothing is dropped in silence. Null means "not given" everywhere, as OpenAI's clients send it.
 
-What this does not do: look anything up. Names of models, strategies and reward models are checked by `server.resolve`.
+What this does not do: look anything up. Names of models, strategies and reward models are checked
+by `server.resolve`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Bough(BaseModel):
     drafter: Any = None
     schedule: Any = None
     budget: Budget | None = None
-    return_: Return | None = Field(None, alias="return")
+    return_: Return | None = Field(default=None, alias="return")
     cache: bool | None = None
 
 
@@ -181,7 +182,8 @@ def parse(body: bytes) -> ChatRequest:
     """The request in `body`.
 
     Raises:
-        InvalidRequest: It is not UTF-8, not JSON, or not a request that we can honour; names the field.
+        InvalidRequest: It is not UTF-8, not JSON, or not a request that we can honour; names the
+            field.
     """
     try:
         text = body.decode("utf-8")
@@ -315,9 +317,7 @@ def _refusal(err: ValidationError) -> InvalidRequest:
         message = f"unknown parameter {param!r}{near(str(problem['loc'][-1]), known)}"
         return InvalidRequest(message[:1000], code="unknown_parameter", param=param)
     if kind == "missing":
-        return InvalidRequest(
-            f"{param} is missing", code="missing_required_parameter", param=param
-        )
+        return InvalidRequest(f"{param} is missing", code="missing_required_parameter", param=param)
     code = "invalid_value" if kind in _CONSTRAINTS else "invalid_type"
     return InvalidRequest(f"{param or 'the body'}: {problem['msg']}", code=code, param=param)
 

@@ -1,0 +1,189 @@
+"""From a request on the wire to a run: which model, which strategy, which judge, which bounds.
+
+Doors and precedence: the body's `bough` object, then the model's suffix (``model:strategy``), then
+the model's default strategy. A name that nothing answers to is refused; nothing falls through.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from engines.base import ChatMessage, Sampling
+from engines.errors import ContextLengthExceeded
+from reward_models.base import RewardModel
+from search.budget import Limits
+from search.run import RunRequest
+from server import wire
+from server.catalog import Catalog, Served
+from server.errors import InvalidRequest
+from server.settings import LimitSettings
+from server.wire import Bough, Budget, ChatRequest, Return
+
+_MAX_DRAWN_SEED: Final = 2**31
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request that can be run.
+
+    Attributes:
+        wire: The request as it came.
+        served: The model.
+        judge: The reward model, where there is one.
+        judge_id: Its id.
+        run: What to run.
+        asked: The strategy as the request named it, or the one that took its place.
+        ignored: Paths of what the request gave and nothing honours.
+        is_reproducible: Whether an equal request may get the same answer: it fixes its seed, or
+            draws nothing.
+    """
+
+    wire: ChatRequest
+    served: Served
+    judge: RewardModel | None
+    judge_id: str | None
+    run: RunRequest
+    asked: str
+    ignored: tuple[str, ...]
+    is_reproducible: bool
+
+    @property
+    def returns(self) -> Return:
+        """What the reply carries beside the answer."""
+        return _bough(self.wire).return_ or Return()
+
+
+def resolve(request: ChatRequest, catalog: Catalog, limits: LimitSettings, run_id: str) -> Plan:
+    """Look everything up and put the server's caps on it.
+
+    Raises:
+        ModelNotFound: No such model.
+        StrategyNotFound: No such strategy, in the body or as a suffix.
+        RewardModelNotFound: No such reward model.
+        InvalidRequest: A value over the server's limits.
+        ContextLengthExceeded: The prompt leaves no room for an answer.
+        PromptError: The model's template refuses the messages.
+    """
+    bough = _bough(request)
+    served, suffix = catalog.find(request.model)
+    asked = bough.strategy or suffix or served.settings.strategy
+    catalog.strategy(asked)
+    judge_id = bough.reward_model or served.settings.reward_model
+    judge = None if judge_id is None else catalog.judge(judge_id)
+    params = _params(bough, served, asked)
+    _check_caps(request, params, limits)
+    messages = tuple(_message(message) for message in request.messages)
+    _check_context(served, messages)
+    seed = secrets.randbelow(_MAX_DRAWN_SEED) if request.seed is None else request.seed
+    run = RunRequest(
+        strategy=asked,
+        params=params,
+        messages=messages,
+        sampling=_sampling(request, served),
+        seed=seed,
+        limits=_limits(bough.budget or Budget(), limits),
+        run_id=run_id,
+        answers=request.n or 1,
+    )
+    return Plan(
+        wire=request,
+        served=served,
+        judge=judge,
+        judge_id=judge_id,
+        run=run,
+        asked=asked,
+        ignored=tuple(_ignored(request)),
+        is_reproducible=request.seed is not None or request.temperature == 0,
+    )
+
+
+def _bough(request: ChatRequest) -> Bough:
+    return request.bough or Bough()
+
+
+def _params(bough: Bough, served: Served, asked: str) -> dict[str, Any]:
+    """The body's parameters, over those of the settings for the default strategy."""
+    default = served.settings.params if asked == served.settings.strategy else {}
+    return {**default, **(bough.params or {})}
+
+
+def _message(message: wire.Message) -> ChatMessage:
+    role = "system" if message.role == "developer" else message.role
+    return {"role": role, "content": wire.content_of(message)}
+
+
+def _check_caps(request: ChatRequest, params: Mapping[str, Any], limits: LimitSettings) -> None:
+    _check_cap(request.n, limits.max_n, "n")
+    width = params.get("width")
+    if isinstance(width, int):
+        _check_cap(width, limits.max_width, "bough.params.width")
+    returns = _bough(request).return_ or Return()
+    _check_cap(returns.candidates, limits.max_candidates, "bough.return.candidates")
+
+
+def _check_cap(value: int | None, most: int, param: str) -> None:
+    if value is not None and value > most:
+        raise InvalidRequest(
+            f"{param} is {value}; this server allows at most {most}",
+            code="invalid_value",
+            param=param,
+        )
+
+
+def _check_context(served: Served, messages: tuple[ChatMessage, ...]) -> None:
+    """Refuse what cannot be answered before a stream has begun."""
+    prompt = served.engine.render(messages)
+    context_tokens = served.engine.info.context_tokens
+    if isinstance(prompt, tuple) and len(prompt) >= context_tokens:
+        raise ContextLengthExceeded(len(prompt), context_tokens)
+
+
+def _sampling(request: ChatRequest, served: Served) -> Sampling:
+    usual = Sampling()
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
+    return Sampling(
+        temperature=_or(request.temperature, usual.temperature),
+        top_p=_or(request.top_p, usual.top_p),
+        top_k=max(0, _or(request.top_k, usual.top_k)),
+        min_p=_or(request.min_p, usual.min_p),
+        presence_penalty=_or(request.presence_penalty, usual.presence_penalty),
+        frequency_penalty=_or(request.frequency_penalty, usual.frequency_penalty),
+        repetition_penalty=_or(request.repetition_penalty, usual.repetition_penalty),
+        logit_bias=bias,
+        stop=stop,
+        stop_token_ids=frozenset(request.stop_token_ids or ()),
+        max_tokens=_or(request.max_completion_tokens, request.max_tokens),
+        min_tokens=_or(request.min_tokens, usual.min_tokens),
+        ban_ids=served.engine.info.eos_ids if request.ignore_eos else usual.ban_ids,
+        logprobs=_or(request.top_logprobs, 0) if request.logprobs else None,
+    )
+
+
+def _or(value: Any, other: Any) -> Any:
+    return other if value is None else value
+
+
+def _limits(budget: Budget, caps: LimitSettings) -> Limits:
+    """The request's bounds, no wider than the server's."""
+    return Limits(
+        generated_tokens=_least(budget.max_tokens, caps.max_generated_tokens),
+        candidates=_least(budget.max_candidates, caps.max_candidates),
+        reward_calls=_least(budget.max_reward_calls, caps.max_reward_calls),
+        nfe=budget.max_nfe,
+        wall_ms=_least(budget.deadline_ms, round(caps.max_run_s * 1000)),
+    )
+
+
+def _least(asked: int | None, cap: int) -> int:
+    return cap if asked is None else min(asked, cap)
+
+
+def _ignored(request: ChatRequest) -> Iterator[str]:
+    yield from wire.ignored(request)
+    both = (request.max_tokens, request.max_completion_tokens)
+    if None not in both and both[0] != both[1]:
+        yield "max_tokens"

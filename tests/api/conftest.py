@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from tests.api.harness import client_of, echo_settings, serving
+
+
+@pytest.fixture
+async def app() -> AsyncIterator[FastAPI]:
+    async with serving(echo_settings()) as made:
+        yield made
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(app) as made:
+        yield made
