@@ -1,0 +1,231 @@
+"""What ``make demo`` shows: a server with the bundled models, and every strategy at work on it.
+
+    python -m loadtests.demo [--problems N] [--seed S]
+
+It starts ``bough serve`` on a free port of this machine, puts held-out word problems to it through
+the OpenAI SDK, a strategy after the other, checks the answers exactly, prints a table, and ends
+the server. Exit code 0 means that everything was answered, right or wrong, that no KV page stayed
+claimed, and that nothing is left running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from openai import AsyncOpenAI, OpenAIError
+from rich.console import Console
+from rich.table import Table
+
+from models.tasks import TASKS, sums
+from models.tasks.base import messages_of
+
+_ROOT: Final = Path(__file__).resolve().parents[1]
+_MODEL: Final = "sapling-sums"
+_START_S: Final = 180.0
+_STOP_S: Final = 20.0
+_CLAIMED: Final = re.compile(r'^bough_kv_pages\{[^}]*state="claimed"[^}]*\} ([0-9.e+]+)$', re.M)
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says why."""
+
+
+@dataclass
+class Row:
+    """What one strategy did on all problems."""
+
+    right: int = 0
+    answered: int = 0
+    generated_tokens: int = 0
+    unique_tokens: int = 0
+    logical_tokens: int = 0
+    seconds: float = 0.0
+    refused: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m loadtests.demo", description=__doc__)
+    parser.add_argument("--problems", type=int, default=20, help="problems for each strategy")
+    parser.add_argument("--seed", type=int, default=7, help="seed of problems and answers")
+    given = parser.parse_args(argv)
+    console = Console() if sys.stdout.isatty() else Console(width=100)
+    try:
+        with running_server() as url:
+            console.print(f"serving {_MODEL} on {url}")
+            rows = asyncio.run(ask_all(url, _MODEL, given.problems, given.seed, console))
+    except (DemoError, httpx.HTTPError) as err:
+        print(f"demo: {err}", file=sys.stderr)
+        return 1
+    console.print(table_of(rows, given.problems))
+    return 0
+
+
+@contextmanager
+def running_server(flags: Sequence[str] = ()) -> Iterator[str]:
+    """A server of one's own; its URL. It is gone when the block ends.
+
+    Args:
+        flags: More arguments of ``bough serve``; without any it has the default settings.
+
+    Raises:
+        DemoError: It ended by itself, or was not ready in time.
+    """
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    # Settings come from flags alone: neither this machine's variables nor a file of the folder.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("BOUGH_")}
+    inherited = [env["PYTHONPATH"]] if env.get("PYTHONPATH") else []
+    env["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *inherited])
+    command = [sys.executable, "-m", "server.cli", "serve", "--host", "127.0.0.1"]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "server.log"
+        with log.open("wb") as out:
+            server = subprocess.Popen(
+                [*command, "--port", str(port), *flags], cwd=folder, env=env, stdout=out, stderr=out
+            )
+        try:
+            _wait_ready(server, url, log)
+            yield url
+        finally:
+            _stop(server)
+
+
+async def ask_all(
+    url: str, model: str, problems: int, seed: int, console: Console
+) -> dict[str, Row]:
+    """Every listed strategy on the same problems, one strategy at a time."""
+    rows = {}
+    async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+        listed = (await http.get("/v1/strategies")).raise_for_status().json()["data"]
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+            for strategy in [entry["name"] for entry in listed]:
+                with console.status(f"{strategy} …"):
+                    rows[strategy] = await ask_one(client, model, strategy, problems, seed)
+        await _check_claims(http)
+    return rows
+
+
+async def ask_one(client: AsyncOpenAI, model: str, strategy: str, problems: int, seed: int) -> Row:
+    """All problems at once under one strategy.
+
+    A strategy that this model cannot carry is a row that says so.
+    """
+    row = Row()
+    drawn = [TASKS[sums.NAME].problem("test", seed, index) for index in range(problems)]
+    begin = time.perf_counter()
+    asked = [
+        _answer(client, model, strategy, problem, seed + index, row)
+        for index, problem in enumerate(drawn)
+        if isinstance(problem, sums.Problem)
+    ]
+    failures = [one for one in await asyncio.gather(*asked, return_exceptions=True) if one]
+    for failure in failures:
+        if not isinstance(failure, OpenAIError):
+            raise failure
+        if getattr(failure, "code", None) != "unsupported_by_engine":
+            raise DemoError(f"{strategy}: {failure}") from failure
+        row.refused = True
+    row.seconds = time.perf_counter() - begin
+    return row
+
+
+def table_of(rows: dict[str, Row], problems: int) -> Table:
+    """The rows as a table."""
+    table = Table(title=f"{problems} held-out word problems, {_MODEL}")
+    table.add_column("strategy")
+    for column in ("answers right", "generated tokens", "unique / logical KV", "seconds"):
+        table.add_column(column, justify="right")
+    for strategy, row in rows.items():
+        if row.refused:
+            table.add_row(strategy, "not on this model", "", "", "")
+            continue
+        shared = row.unique_tokens / row.logical_tokens if row.logical_tokens else 1.0
+        right = f"{row.right} of {row.answered}"
+        tokens = str(row.generated_tokens)
+        table.add_row(strategy, right, tokens, f"{shared:.2f}", f"{row.seconds:.1f}")
+    return table
+
+
+async def _answer(
+    client: AsyncOpenAI, model: str, strategy: str, problem: sums.Problem, seed: int, row: Row
+) -> None:
+    messages: Any = messages_of(problem)
+    reply = await client.chat.completions.create(
+        model=model,
+        messages=messages,
+        max_completion_tokens=256,
+        seed=seed,
+        extra_body={"bough": {"strategy": strategy}},
+    )
+    about: dict[str, Any] = (reply.model_extra or {})["bough"]
+    row.answered += 1
+    row.right += sums.is_right(problem, reply.choices[0].message.content or "")
+    row.generated_tokens += about["spent"]["generated_tokens"]
+    row.unique_tokens += about["tree"]["unique_tokens"]
+    row.logical_tokens += about["tree"]["logical_tokens"]
+
+
+async def _check_claims(http: httpx.AsyncClient) -> None:
+    """No page may be claimed when nothing runs."""
+    claimed: list[float] = []
+    for _ in range(50):
+        text = (await http.get("/metrics")).raise_for_status().text
+        claimed = [float(value) for value in _CLAIMED.findall(text)]
+        if claimed and not any(claimed):
+            return
+        await asyncio.sleep(0.1)
+    raise DemoError(f"KV pages claimed while nothing runs, by engine: {claimed or 'no metric'}")
+
+
+def _wait_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    end = time.monotonic() + _START_S
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise DemoError(f"the server ended with code {server.returncode}:\n{_tail(log)}")
+        try:
+            if httpx.get(f"{url}/health/ready", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass  # not listening yet
+        time.sleep(0.1)
+    raise DemoError(f"the server was not ready after {_START_S:.0f} s:\n{_tail(log)}")
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    if server.poll() is None:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
