@@ -129,3 +129,9 @@ class Branch:
                 return True
             node = node.parent
         return False
+
+
+def unique_tokens(branches: Iterable[Branch]) -> int:
+    """Tokens on the paths to these branches, what they share counted once, without the prompt."""
+    nodes = {node.id: node for branch in branches for node in branch.lineage}
+    return sum(len(node.step.token_ids) for node in nodes.values())

@@ -109,3 +109,13 @@ def _group_of(name: str, names: Sequence[str], by_key: dict[Fraction | str, int]
         )
         by_key[key] = next(same, len(names)) if name != INVALID else len(names)
     return by_key[key]
+
+
+def order_by_vote(groups: Sequence[Group], weights: Sequence[float]) -> list[int]:
+    """Every position, heaviest group first, inside a group by weight, then in the order given."""
+    return [at for one in groups for at in sorted(one.members, key=lambda at: -weights[at])]
+
+
+def spread(total: int, ways: int) -> list[int]:
+    """`total` in `ways` nearly equal whole parts, the larger ones first."""
+    return [total // ways + (at < total % ways) for at in range(ways)]

@@ -1,0 +1,88 @@
+"""Step-level beam search with a process reward."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import Field
+
+from engines.base import Capability
+from search.answers import ANSWER_PHRASES
+from search.base import Outcome, Params, Ranked
+from search.branch import Branch
+from search.search import Search
+from search.select import Aggregate, aggregated, spread
+
+
+class BeamParams(Params):
+    """Parameters of `beam`."""
+
+    width: int = Field(default=16, ge=1, le=1024, description="Steps drawn at every level.")
+    keep: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Branches kept at every level; the square root of `width`, rounded up, by "
+        "default.",
+    )
+    aggregate: Aggregate = Field(
+        default="last", description="How the values of a branch's steps become one."
+    )
+    max_depth: int = Field(default=25, ge=1, le=1000, description="Levels.")
+    max_step_tokens: int | None = Field(
+        default=None, ge=1, le=65536, description="Longest step; the model's own by default."
+    )
+
+
+@dataclass(frozen=True)
+class Beam:
+    """At every level keep the best branches and draw `width` next steps from them.
+
+    Source: the `beam_search` baseline of ETS (arXiv 2502.13575, reference code): ceil(√N) branches
+    are kept, finished ones use up width.
+    Differs: the remaining width is spread evenly and exactly, best branches first, where the
+    original draws ceil(B / keep) from each and so exceeds it; the best finished branch is
+    returned.
+    """
+
+    params: BeamParams
+    name: ClassVar[str] = "beam"
+    Params: ClassVar[type[BeamParams]] = BeamParams
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.CONTINUE_TEXT})
+    needs_judge: ClassVar[bool] = True
+
+    async def run(self, search: Search) -> Outcome:
+        """Expand, judge, keep the best; the answer is the best that ended by itself."""
+        keep = self.params.keep or math.ceil(math.sqrt(self.params.width))
+        how = search.stepwise(self.params.max_step_tokens)
+        ended: list[Branch] = []
+        beam = [search.root]
+        for _ in range(self.params.max_depth):
+            width = self.params.width - len(ended)
+            counts = spread(width, len(beam))
+            children = await search.expand_all(
+                zip(beam, counts, strict=True), how, last=True, closed_by=ANSWER_PHRASES
+            )
+            if not children:
+                break
+            await search.score(children)
+            children = search.usable(children)
+            ended += [one for one in children if one.finish is not None]
+            ranked = self._ranked(search, [one for one in children if one.finish is None])
+            beam = ranked[: min(keep, max(0, self.params.width - len(ended)))]
+            search.prune(ranked[len(beam) :], "not among the best")
+            if not beam:
+                break
+        best = self._ranked(search, [*ended, *beam])
+        best.sort(key=lambda one: not one.is_finished)
+        return search.outcome(
+            [Ranked(one, self._value(search, one)) for one in best if one is not search.root]
+        )
+
+    def _ranked(self, search: Search, branches: list[Branch]) -> list[Branch]:
+        return sorted(branches, key=lambda one: -self._value(search, one))
+
+    def _value(self, search: Search, branch: Branch) -> float:
+        return aggregated(search.step_values(branch), self.params.aggregate)
