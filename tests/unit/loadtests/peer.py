@@ -63,12 +63,19 @@ def _event(data: dict[str, Any]) -> bytes:
 
 @contextmanager
 def running_peer(seen: list[dict[str, Any]]) -> Iterator[str]:
-    """Its URL, on a free loopback port, while the block runs."""
+    """Its URL while the block runs."""
+    with running_app(create_peer(seen)) as url:
+        yield url
+
+
+@contextmanager
+def running_app(app: FastAPI) -> Iterator[str]:
+    """An app's URL, on a free loopback port, while the block runs."""
     config = uvicorn.Config(
-        create_peer(seen),
+        app,
         host="127.0.0.1",
         port=0,
-        log_level="warning",
+        log_level="critical",
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
