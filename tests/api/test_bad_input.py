@@ -219,7 +219,7 @@ async def test_near_matches_are_named(client: httpx.AsyncClient) -> None:
 async def test_a_strategy_that_judges_needs_a_judge() -> None:
     settings = echo_settings(models={"echo": {"engine": {"kind": "echo"}}}, reward_models={})
     async with serving(settings) as app, client_of(app) as client:
-        response = await client.post(CHAT, json=body(bough={"strategy": "beam"}))
+        response = await client.post(CHAT, json=body(bough={"strategy": "best_of_n"}))
         check(response, 400, "reward_model_required", "bough.reward_model")
 
 
