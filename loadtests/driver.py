@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (PlanError, arrivals.ArrivalsError, ServerDidNotStart) as err:
         print(f"loadtests.driver: {err}", file=sys.stderr)
         return 2
-    show(result, Console(width=None if sys.stdout.isatty() else 160))
+    show(result, Console(width=None if sys.stdout.isatty() else 190))
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

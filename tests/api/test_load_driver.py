@@ -68,9 +68,7 @@ def test_refusals_are_counted_with_their_code(url: str, tmp_path: Path) -> None:
     assert total["errors_by_code"] == {"404 strategy_not_found": 3}
 
 
-def test_an_own_server_is_gone_afterwards(
-    settings_file: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_an_own_server_is_gone_afterwards(settings_file: Path) -> None:
     with own_server.own_server(["--config", str(settings_file)]) as url:
         assert httpx.get(f"{url}/health/ready", trust_env=False).status_code == 200
         _examples_run(url)
@@ -94,6 +92,7 @@ def _examples_run(url: str) -> None:
         )
         assert ran.returncode == 0, f"{command}: {ran.stderr}"
         assert ran.stdout, command
+    assert '"kind":"ended"' in ran.stdout  # the last of ask.sh: the events of its own run
 
 
 def test_a_server_that_cannot_start_is_said_why(
