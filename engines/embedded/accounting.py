@@ -8,8 +8,9 @@ Every page is in exactly one of three places::
                          (evictable)
 
 A running sequence owns the pages behind its locked path outright; they enter the trie when it is
-sealed. A reservation is a promise of pages not yet taken: admission counts it, so that an admitted
-sequence rarely has to be put off.
+sealed. A reservation sets pages aside for a sequence that will need them soon, consecutive ones where
+there are, so that attention can read its keys in place; until used they count as free, and a
+sequence in need may take them from another's reservation.
 
 All methods need `lock` held; it guards the trie, this ledger and every claim, and is never held
 during a forward pass.
@@ -48,26 +49,36 @@ class Ledger:
         self.num_pages = num_pages
         self.page_tokens = page_tokens
         self.trie = Trie(page_tokens)
-        self.reserved = 0
+        self.num_reserved = 0
         self.peak_claimed = 0
         self._free = list(range(num_pages - 1, -1, -1))  # taken from the end: lowest page first
+        self._is_sorted = True
         self._num_own = 0
 
     @property
     def available(self) -> int:
         """Pages that can be taken now without breaking a promise."""
-        return len(self._free) + self.trie.num_nodes - self.trie.num_locked - self.reserved
+        return len(self._free) + self.trie.num_nodes - self.trie.num_locked
 
     def counts(self) -> PageCounts:
         """Pages by state."""
         claimed = self.trie.num_locked + self._num_own
-        return PageCounts(len(self._free), self.trie.num_nodes - self.trie.num_locked, claimed)
+        free = len(self._free) + self.num_reserved
+        return PageCounts(free, self.trie.num_nodes - self.trie.num_locked, claimed)
 
-    def take(self, count: int, *, reserved: int = 0) -> list[int]:
-        """Own `count` pages, `reserved` of them promised before; evicts cached pages as needed.
+    def take(self, count: int) -> list[int]:
+        """Own `count` pages; evicts cached ones as needed.
 
         Raises:
-            InvariantError: Fewer pages exist than were promised.
+            InvariantError: Fewer are available.
+        """
+        return self.use(self.reserve(count))
+
+    def reserve(self, count: int) -> list[int]:
+        """Set `count` pages aside, consecutive ones where there are; they still count as free.
+
+        Raises:
+            InvariantError: Fewer are available.
         """
         if len(self._free) < count:
             self._put_free(self.trie.evict(count - len(self._free)))
@@ -75,12 +86,25 @@ class Ledger:
             raise InvariantError(
                 f"{count} pages asked for; {len(self._free)} free, {self.counts()}"
             )
-        self.reserved -= reserved
+        if not self._is_sorted:
+            self._free.sort(reverse=True)  # nearly sorted already, which is cheap
+            self._is_sorted = True
         pages = self._free[len(self._free) - count :][::-1]
         del self._free[len(self._free) - count :]
-        self._num_own += count
+        self.num_reserved += count
+        return pages
+
+    def use(self, pages: list[int]) -> list[int]:
+        """Own pages set aside before."""
+        self.num_reserved -= len(pages)
+        self._num_own += len(pages)
         self.peak_claimed = max(self.peak_claimed, self.trie.num_locked + self._num_own)
         return pages
+
+    def unreserve(self, pages: Sequence[int]) -> None:
+        """Return pages set aside."""
+        self.num_reserved -= len(pages)
+        self._put_free(pages)
 
     def give(self, pages: Sequence[int]) -> None:
         """Return owned pages unread."""
@@ -142,11 +166,11 @@ class Ledger:
         cached = [node.page for node in nodes]
         if len(set(cached) | set(self._free)) != len(cached) + len(self._free):
             raise InvariantError("a page is free and cached, or cached twice")
-        total = len(self._free) + len(cached) + self._num_own
-        if total != self.num_pages or self.reserved < 0 or self._num_own < 0:
+        total = len(self._free) + self.num_reserved + len(cached) + self._num_own
+        if total != self.num_pages or self.num_reserved < 0 or self._num_own < 0:
             raise InvariantError(
-                f"free {len(self._free)} + cached {len(cached)} + own {self._num_own} "
-                f"!= {self.num_pages} pages (reserved {self.reserved})"
+                f"free {len(self._free)} + reserved {self.num_reserved} + cached {len(cached)} "
+                f"+ own {self._num_own} != {self.num_pages} pages"
             )
         locked = sum(1 for node in nodes if node.locks)
         if locked != self.trie.num_locked or len(nodes) != self.trie.num_nodes:
@@ -157,4 +181,5 @@ class Ledger:
                 raise InvariantError(f"page {node.page} has {node.locks} locks, {below} from below")
 
     def _put_free(self, pages: Sequence[int]) -> None:
-        self._free.extend(reversed(pages))
+        self._free.extend(pages)
+        self._is_sorted = False

@@ -22,9 +22,12 @@ import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
+
+_MIN_SERIES: Final = 8  # segments worth a group of their own to be read in place
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,10 @@ class Group:
 
     Attributes:
         queries: (S * R,) int64 flat query of every cell; None when it is 0 … N-1 in order.
-        pages: (S * T / P,) int64, padded by repeating a page.
-        first_page: The first page when the group is one segment of consecutive pages; else -1.
+        pages: (S * T / P,) int64, padded by repeating a page; unread when there is a `run`.
+        run: First page and step from segment to segment, when every segment's pages are consecutive
+            and the segments lie at equal steps: they are then read in place. Else None.
+        pages_each: T / P.
         num_segments: S.
         mask: (S, 1, R or 1, T) additive mask; None when every slot counts for every query.
         limits: (S, 1) int64 slots that count, where each segment has one query that can advance;
@@ -70,7 +75,8 @@ class Group:
 
     queries: torch.Tensor | None
     pages: torch.Tensor
-    first_page: int
+    run: tuple[int, int] | None
+    pages_each: int
     num_segments: int
     mask: torch.Tensor | None
     limits: torch.Tensor | None
@@ -150,12 +156,16 @@ class Planner:
     """Builds plans for one pool.
 
     Args:
+        num_pages: Pages of the pool.
         page_tokens: P.
         device: Where the plan's tensors go.
         dtype: Of the masks; the model's.
     """
 
-    def __init__(self, page_tokens: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, num_pages: int, page_tokens: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._num_pages = num_pages
         self._size = page_tokens
         self._device = device
         self._dtype = dtype
@@ -188,7 +198,7 @@ class Planner:
         groups: list[Group] = []
         where: list[list[int]] = [[] for _ in range(total)]
         at = 0
-        for members in buckets.values():
+        for members in (part for bucket in buckets.values() for part in _parts(bucket)):
             width = max(len(cell.queries) for cell in members)
             for i, cell in enumerate(members):
                 for j, query in enumerate(cell.queries, at + i * width):
@@ -222,16 +232,52 @@ class Planner:
             bias = np.where(hidden, np.float32(-np.inf), np.float32(0.0))
             mask = torch.from_numpy(bias).to(self._device, self._dtype).unsqueeze(1)
             steps = torch.from_numpy(limits).to(self._device) if is_private and width == 1 else None
-        is_run = count == 1 and bool((np.diff(pages[0]) == 1).all())
         identity = len(queries) == total and bool((queries == np.arange(total)).all())
         return Group(
             None if identity else torch.from_numpy(queries).to(self._device),
             torch.from_numpy(pages.reshape(-1)).to(self._device),
-            int(pages[0, 0]) if is_run else -1,
+            self._run(members),
+            depth,
             count,
             mask,
             steps,
         )
+
+    def _run(self, members: list[_Cell]) -> tuple[int, int] | None:
+        """First page and step, if all members are runs at equal steps inside the pool."""
+        firsts = [cell.pages[0] for cell in members]
+        step = firsts[1] - firsts[0] if len(firsts) > 1 else 0
+        if step < 0 or any(b - a != step for a, b in itertools.pairwise(firsts)):
+            return None
+        # Short members are read past their end; those slots are masked, but must exist.
+        depth = max(len(cell.pages) for cell in members)
+        if firsts[-1] + depth > self._num_pages or not all(map(_is_consecutive, members)):
+            return None
+        return firsts[0], step
+
+
+def _is_consecutive(cell: _Cell) -> bool:
+    first = cell.pages[0]
+    return all(page == first + i for i, page in enumerate(cell.pages))
+
+
+def _parts(bucket: list[_Cell]) -> list[list[_Cell]]:
+    """A bucket cut so that long series of runs at equal steps stand alone and the rest together."""
+    if len(bucket) < 2 * _MIN_SERIES or not bucket[0].is_private:
+        return [bucket]
+    runs = sorted(filter(_is_consecutive, bucket), key=lambda cell: cell.pages[0])
+    series: list[list[_Cell]] = []
+    for cell in runs:
+        last = series[-1] if series else []
+        step = cell.pages[0] - last[-1].pages[0] if last else 0
+        if last and (len(last) == 1 or step == last[-1].pages[0] - last[-2].pages[0]):
+            last.append(cell)
+        else:
+            series.append([cell])
+    long = [members for members in series if len(members) >= _MIN_SERIES]
+    apart = {id(cell) for members in long for cell in members}
+    rest = [cell for cell in bucket if id(cell) not in apart]
+    return [*long, rest] if rest else long
 
 
 def attend(q: torch.Tensor, pages: torch.Tensor, plan: Plan, scale: float) -> torch.Tensor:
@@ -239,7 +285,7 @@ def attend(q: torch.Tensor, pages: torch.Tensor, plan: Plan, scale: float) -> to
 
     Args:
         q: (N, Hq, D) rotated queries.
-        pages: (num_pages, P, Hk, 2 D) one layer of the pool, the queries' own tokens written.
+        pages: (2, Hk, num_pages, P, D) one layer of the pool, the queries' own tokens written.
         plan: For this batch.
         scale: Multiplies the scores.
 
@@ -269,14 +315,18 @@ def _partial(
     q: torch.Tensor, pages: torch.Tensor, group: Group, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One group's partial softmax: outputs (S * R, Hq, D) and log-sum-exp (S * R, Hq)."""
-    kv_heads, twice = pages.shape[2:]
-    width, count = twice // 2, group.num_segments
-    if group.first_page >= 0:
-        kv = pages[group.first_page : group.first_page + len(group.pages)]
+    kv_heads, size, width = pages.shape[1], pages.shape[3], pages.shape[4]
+    count = group.num_segments
+    if group.run is not None:
+        first, step = group.run
+        both, head, page, slot, unit = pages.stride()
+        shape = (2, count, kv_heads, group.pages_each * size, width)
+        strides = (both, step * page, head, slot, unit)
+        kv = pages.as_strided(shape, strides, pages.storage_offset() + first * page)
     else:
-        kv = pages.index_select(0, group.pages)
-    kv = kv.view(count, -1, kv_heads, twice).transpose(1, 2)  # (S, Hk, T, 2 D)
-    k, v = kv[..., :width], kv[..., width:]
+        kv = pages.index_select(2, group.pages)  # (2, Hk, S * T / P, P, D)
+        kv = kv.view(2, kv_heads, count, -1, width).transpose(1, 2)
+    k, v = kv[0], kv[1]  # (S, Hk, T, D)
     cells = q if group.queries is None else q.index_select(0, group.queries)
     heads = q.shape[1]
     ratio = heads // kv_heads

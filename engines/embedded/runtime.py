@@ -43,7 +43,7 @@ class RuntimeOptions:
         kv_tokens: Tokens that the KV pool holds.
         chunk_tokens: The most prompt tokens in one forward pass.
         max_running: The most sequences in a batch.
-        ahead_tokens: Generated tokens that admission promises room for.
+        ahead_tokens: Generated tokens that a sequence sets pages aside for.
         threads: Compute threads of torch, for the whole process; 0 leaves torch's choice.
     """
 
@@ -53,7 +53,7 @@ class RuntimeOptions:
     kv_tokens: int = 65536
     chunk_tokens: int = 1024
     max_running: int = 512
-    ahead_tokens: int = 64
+    ahead_tokens: int = 256
     threads: int = 0
 
     @classmethod
@@ -158,7 +158,6 @@ class Runtime:
             self.pool,
             self.ledger,
             self._scheduler,
-            eos_ids=self.config.eos_ids,
             context_tokens=self.context_tokens,
             finish_branch=finish_branch or _no_branches,
             name=name,

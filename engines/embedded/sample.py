@@ -61,15 +61,11 @@ class Sampler:
 
     Args:
         branches: In batch order.
-        eos_ids: Of the model.
         device: Of the logits.
     """
 
-    def __init__(
-        self, branches: Seq[Branch], eos_ids: frozenset[int], device: torch.device
-    ) -> None:
+    def __init__(self, branches: Seq[Branch], device: torch.device) -> None:
         self._branches = branches
-        self._eos_ids = eos_ids
         self._device = device
         hows = [branch.how for branch in branches]
         self._seeds = np.array([branch.seed for branch in branches], dtype=np.uint64)
@@ -79,16 +75,17 @@ class Sampler:
         self._min_p = self._column([how.min_p for how in hows])
         self._top_k = torch.tensor([how.top_k for how in hows], device=device).unsqueeze(1)
         self._truncates = any(how.top_p < 1 or how.top_k or how.min_p > 0 for how in hows)
-        self._shapes = [
+        self._penalised = [
             i
             for i, how in enumerate(hows)
-            if how.logit_bias
-            or how.ban_ids
-            or how.min_tokens
-            or how.presence_penalty
-            or how.frequency_penalty
-            or how.repetition_penalty != 1
+            if how.presence_penalty or how.frequency_penalty or how.repetition_penalty != 1
         ]
+        self._bias: torch.Tensor | None = None  # (B, V), made at the first draw that needs it
+        self._is_biased = any(how.logit_bias or how.ban_ids for how in hows)
+        self._min_tokens = np.array([how.min_tokens for how in hows])
+        self._starts = np.array([branch.response_start for branch in branches])
+        self._early: torch.Tensor | None = None  # (B, V): what may not end a branch too soon
+        self._is_early = bool(self._min_tokens.any())
         temperatures = {how.temperature for how in hows}
         self._all_one = temperatures == {1.0} and not self._scheduled
         self._any_greedy = 0.0 in temperatures or self._scheduled
@@ -101,20 +98,19 @@ class Sampler:
             logits: (B, V) float32; may be overwritten.
         """
         plain = logits.log_softmax(-1)  # what is reported
-        for i in self._shapes:
-            self._shape_row(logits[i], self._branches[i])
+        positions = np.array([len(branch.tokens) for branch in self._branches]) - self._starts
+        is_plain = not self._shape(logits, positions)
         temperatures = self._temperatures
         if self._scheduled:
             temperatures = self._column([self._temperature(b) for b in self._branches])
-        if self._all_one and not self._shapes and not self._truncates:
+        if self._all_one and is_plain and not self._truncates:
             probabilities = plain.exp()
         else:
             probabilities = (logits / temperatures.clamp_min(1e-6)).softmax(-1)
         if self._truncates:
             probabilities = self._truncate(probabilities)
         cdf = probabilities.cumsum(-1, dtype=torch.float64)
-        positions = np.array([branch.position for branch in self._branches], dtype=np.uint64)
-        u = torch.from_numpy(uniforms(self._seeds, positions)).to(self._device)
+        u = torch.from_numpy(uniforms(self._seeds, positions.astype(np.uint64))).to(self._device)
         target = u.unsqueeze(1) * cdf[:, -1:]
         ids = torch.searchsorted(cdf, target, right=True).clamp_max_(logits.shape[1] - 1)
         if self._any_greedy:
@@ -130,8 +126,23 @@ class Sampler:
         schedule = branch.how.schedule
         return schedule.temperature(branch.position) if schedule else branch.how.temperature
 
-    def _shape_row(self, row: torch.Tensor, branch: Branch) -> None:
-        """Apply penalties, biases and bans to one branch's logits (V,), in place."""
+    def _shape(self, logits: torch.Tensor, positions: npt.NDArray[np.int64]) -> bool:
+        """Apply penalties, biases and bans in place; whether there were any."""
+        for i in self._penalised:
+            self._penalise(logits[i], self._branches[i])
+        if self._is_biased:
+            if self._bias is None:
+                self._bias = self._bias_table(logits.shape[1])
+            logits += self._bias
+        is_early = self._is_early and bool((positions < self._min_tokens).any())
+        if is_early:
+            if self._early is None:
+                self._early = self._early_table(logits.shape[1])
+            early = torch.from_numpy(positions < self._min_tokens).to(self._device)
+            logits.masked_fill_(self._early & early.unsqueeze(1), -torch.inf)
+        return bool(self._penalised) or self._is_biased or is_early
+
+    def _penalise(self, row: torch.Tensor, branch: Branch) -> None:
         how = branch.how
         answer = branch.tokens[branch.response_start :]
         if how.repetition_penalty != 1:
@@ -144,13 +155,20 @@ class Sampler:
             where = torch.from_numpy(ids).to(self._device)
             times = torch.from_numpy(counts).to(self._device, torch.float32)
             row[where] -= how.presence_penalty + how.frequency_penalty * times
-        for token, bias in how.logit_bias.items():
-            row[token] += bias
-        banned = set(how.ban_ids)
-        if branch.position < how.min_tokens:
-            banned |= branch.stop_ids | self._eos_ids
-        if banned:
-            row[torch.tensor(sorted(banned), device=self._device)] = -torch.inf
+
+    def _bias_table(self, vocab_size: int) -> torch.Tensor:
+        table = torch.zeros(len(self._branches), vocab_size)
+        for i, branch in enumerate(self._branches):
+            for token, bias in branch.how.logit_bias.items():
+                table[i, token] += bias
+            table[i, sorted(branch.how.ban_ids)] = -torch.inf
+        return table.to(self._device)
+
+    def _early_table(self, vocab_size: int) -> torch.Tensor:
+        table = torch.zeros(len(self._branches), vocab_size, dtype=torch.bool)
+        for i, branch in enumerate(self._branches):
+            table[i, sorted(branch.stop_ids)] = True
+        return table.to(self._device)
 
     def _truncate(self, probabilities: torch.Tensor) -> torch.Tensor:
         """Zero what min-p, top-k and top-p drop, (B, V); the likeliest token always stays."""

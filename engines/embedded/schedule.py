@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
+from typing import Final
 
 from engines.embedded.accounting import Ledger
 from engines.embedded.sequence import Branch, Reading, Sequence
 from engines.embedded.trie import Node
+
+_SHARE: Final = 64  # a sequence sets aside at most this fraction of what is available
 
 
 class Scheduler:
@@ -25,7 +28,7 @@ class Scheduler:
         ledger: Pages.
         chunk_tokens: The most prompt tokens run in one batch, padding included.
         max_running: The most sequences running at a time.
-        ahead_tokens: How much generation is promised room for at admission.
+        ahead_tokens: How much generation pages are set aside for, when there are plenty.
         reclaim: Frees idle claims until so many pages are available; called when nothing else can
             help.
     """
@@ -143,7 +146,7 @@ class Scheduler:
             return None
         full = sequence.computed // size - len(sequence.nodes)
         rest = sequence.computed % size
-        short = rest and ledger.available > 0
+        short = rest and (sequence.reserved or ledger.available > 0)
         count = full + 1 if short else full
         if count == 0:
             return None
@@ -156,7 +159,8 @@ class Scheduler:
         copy = None
         if short:
             tail = nodes.pop()
-            page = ledger.take(1)
+            # The page in front of those set aside, so that the sequence's own pages are one run.
+            page = ledger.use([sequence.reserved.pop(0)]) if sequence.reserved else ledger.take(1)
             sequence.own = [*page, *sequence.own]
             copy = (tail.page, page[0])
             above = nodes[-1] if nodes else parent
@@ -172,8 +176,8 @@ class Scheduler:
         The lock on the last of its nodes stays, for the caller to pass on or to give back.
         """
         ledger, size = self._ledger, self._size
-        ledger.reserved -= sequence.reserved
-        sequence.reserved = 0
+        ledger.unreserve(sequence.reserved)
+        sequence.reserved = []
         keep = min(keep, sequence.computed)
         start = len(sequence.nodes) * size
         count = max(0, -(-(keep - start) // size))
@@ -195,19 +199,25 @@ class Scheduler:
     def _grow(self, branch: Branch) -> None:
         """Give `branch` one more page, putting the youngest off until there is one."""
         ledger = self._ledger
-        if branch.reserved:
-            branch.own.extend(ledger.take(1, reserved=1))
-            branch.reserved -= 1
-            return
-        while ledger.available <= 0:
+        while not branch.reserved and ledger.available <= 0:
             self._reclaim(1)
             if ledger.available > 0:
                 break
+            if (rich := next((s for s in self.running if s.reserved), None)) is not None:
+                ledger.unreserve([rich.reserved.pop()])
+                continue
             victim = max(self.running, key=lambda s: s.order)
             self._put_off(victim)
             if victim is branch:
                 return
-        branch.own.extend(ledger.take(1))
+        if not branch.reserved:
+            branch.reserved = ledger.reserve(max(1, self._ahead(branch.limit - branch.computed)))
+        branch.own.extend(ledger.use([branch.reserved.pop(0)]))
+
+    def _ahead(self, tokens: int) -> int:
+        """Pages to set aside for up to `tokens` more; few when few are left."""
+        wanted = -(-min(tokens, self._ahead_tokens) // self._size)
+        return min(wanted, self._ledger.available // _SHARE)
 
     def _put_off(self, sequence: Sequence) -> None:
         self.retire(sequence, keep=sequence.computed)
@@ -228,17 +238,14 @@ class Scheduler:
             return None
         ledger.lock_path(match.leaf)
         now = -(-len(sequence.tokens) // size) - len(match.nodes)
-        ahead = min(sequence.room, self._ahead_tokens)
-        later = -(-(len(sequence.tokens) + ahead) // size) - len(match.nodes) - now
-        if ledger.available < now + later and not self.running:
-            self._reclaim(now + later)
-            later = min(later, max(0, ledger.available - now))
-        if ledger.available < now + later:
+        if ledger.available <= now and not self.running:
+            self._reclaim(now + 1)
+        if ledger.available <= now:
             ledger.unlock_path(match.leaf)
             return False
-        sequence.own = ledger.take(now)
-        sequence.reserved = later
-        ledger.reserved += later
+        pages = ledger.reserve(now + self._ahead(sequence.room))
+        sequence.own = ledger.use(pages[:now])
+        sequence.reserved = pages[now:]
         self._set_nodes(sequence, list(match.nodes))
         if match.partial is not None:
             copies.append((match.partial.page, sequence.own[0]))

@@ -56,7 +56,7 @@ class Sequence:
         self.nodes: list[Node] = []
         self.shared_pages: tuple[int, ...] = ()
         self.own: list[int] = []
-        self.reserved = 0
+        self.reserved: list[int] = []
         self.computed = 0
         self.cached_tokens = -1  # set at the first admission
         self.computed_tokens = 0

@@ -71,7 +71,6 @@ class Worker:
         pool: Its cache.
         ledger: Its pages.
         scheduler: Its queue.
-        eos_ids: Ids that end an answer.
         context_tokens: The most tokens of a sequence.
         finish_branch: Makes a branch's Continuation; called with the lock held, after the branch is
             retired.
@@ -85,7 +84,6 @@ class Worker:
         ledger: Ledger,
         scheduler: Scheduler,
         *,
-        eos_ids: frozenset[int],
         context_tokens: int,
         finish_branch: Callable[[Branch, int], Continuation],
         name: str,
@@ -94,10 +92,9 @@ class Worker:
         self._pool = pool
         self._ledger = ledger
         self._scheduler = scheduler
-        self._eos_ids = eos_ids
         self._context_tokens = context_tokens
         self._finish_branch = finish_branch
-        self._planner = Planner(pool.page_tokens, decoder.device, decoder.dtype)
+        self._planner = Planner(pool.num_pages, pool.page_tokens, decoder.device, decoder.dtype)
         self._wakeup = threading.Condition(ledger.lock)
         self._batch: DecodeBatch | None = None
         self._batch_version = -1
@@ -235,7 +232,7 @@ class Worker:
         if old is not None and old.branches == branches:
             sampler = old.sampler
         else:
-            sampler = Sampler(branches, self._eos_ids, self._decoder.device)
+            sampler = Sampler(branches, self._decoder.device)
         self._batch = DecodeBatch(branches, sampler, self._planner.plan(rows), size)
         self._batch_version = self._scheduler.version
         return self._batch
