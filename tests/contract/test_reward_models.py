@@ -1,6 +1,7 @@
 """Every reward model keeps the laws of `reward_models.conformance`."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,20 @@ def verifier() -> RewardModel:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 async def test_keeps_the_laws(check: Check, make: Callable[[], RewardModel]) -> None:
     await run_check(check, Subject(make))
+
+
+@pytest.fixture(scope="session")
+def tiny_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.contract.tiny_judge import write_tiny_judge
+
+    return write_tiny_judge(tmp_path_factory.mktemp("tiny_judge"))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+async def test_process_judge_keeps_the_laws(check: Check, tiny_judge: Path) -> None:
+    from reward_models.process import open_judge
+
+    await run_check(check, Subject(lambda: open_judge("tiny-prm", str(tiny_judge), {})))
 
 
 @pytest.mark.parametrize("options", [{"value": 2}, {"value": "high"}, {"worth": 1}])
