@@ -8,8 +8,8 @@ Every page is in exactly one of three places::
                          (evictable)
 
 A running sequence owns the pages behind its locked path outright; they enter the trie when it is
-sealed. A reservation sets pages aside for a sequence that will need them soon, consecutive ones where
-there are, so that attention can read its keys in place; until used they count as free, and a
+sealed. A reservation sets pages aside for a sequence that will need them soon, consecutive ones
+where there are, so that attention can read its keys in place; until used they count as free, and a
 sequence in need may take them from another's reservation.
 
 All methods need `lock` held; it guards the trie, this ledger and every claim, and is never held

@@ -1,10 +1,10 @@
 """The KV pool: tensors only.
 
 A page holds the keys and values of `page_tokens` consecutive tokens. A layer is one tensor
-``(2, kv_heads, pages, page_tokens, head_dim)``, keys first: the slots of one head lie in one line of
-memory, so that attention streams through a run of pages instead of hopping from token to token.
-Slot ``s`` of the flat view is token ``s % page_tokens`` of page ``s // page_tokens``. Who may use which
-page is not known here: see `engines.embedded.accounting`.
+``(2, kv_heads, pages, page_tokens, head_dim)``, keys first: the slots of one head lie in one line
+of memory, so that attention streams through a run of pages instead of hopping between tokens.
+Slot ``s`` of the flat view is token ``s % page_tokens`` of page ``s // page_tokens``. Who may use
+which page is not known here: see `engines.embedded.accounting`.
 """
 
 from __future__ import annotations
