@@ -1,0 +1,54 @@
+"""Every registered strategy keeps the laws of `search.conformance`."""
+
+import math
+import zlib
+from typing import Any
+
+import pytest
+
+from engines.base import Sampling
+from search.conformance import CHECKS, Check, Subject
+from search.plugins import load
+from tests.toy_engine import END, ToyEngine, ToyJudge
+
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "best_of_n": [{"width": 4}, {"width": 3, "aggregate": "min"}],
+    "self_consistency": [{"width": 4}, {"width": 4, "vote": "weighted"}],
+    "beam": [{"width": 4}, {"width": 5, "keep": 1}],
+    "ets": [
+        {"width": 6},
+        {"width": 6, "lambda_b": 0.0, "lambda_d": 0.0},
+        {"width": 6, "embedder": "tfidf", "coverage": True},
+    ],
+}
+SUBJECTS = [
+    (name, params) for name in load("bough.strategies") for params in VARIANTS.get(name, [{}])
+]
+
+
+def steps(text: str) -> dict[str, float]:
+    """Lines of a few letters; a line that says the answer, or an end, after a while."""
+    line = text.rsplit("\n", 1)[-1]
+    if len(line) < 2:
+        return {"a": 0.4, "b": 0.4, "c": 0.2}
+    return {"\n": 0.6, "a": 0.2, END: 0.1 + 0.1 * (text.count("\n") > 1)}
+
+
+def judge(text: str) -> float:
+    """Any value, but the same for the same text; now and then none."""
+    value = zlib.crc32(text.encode()) % 97
+    return math.nan if value == 13 else value / 97
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("name", "params"), SUBJECTS, ids=str)
+async def test_laws(name: str, params: dict[str, Any], check: Check) -> None:
+    await check(
+        Subject(
+            name=name,
+            params=params,
+            make_engine=lambda: ToyEngine(steps, max_step_tokens=6),
+            make_judge=lambda: ToyJudge(judge),
+            sampling=Sampling(max_tokens=20),
+        )
+    )
