@@ -1,0 +1,71 @@
+# Every chore of the project. `make demo` and `make test` work from a bare clone with Python 3.11 or newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+PORT ?= 8000
+URL ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve check fix test test-vllm test-sglang load models bench redis clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
+
+setup: $(STAMP) ## make .venv with the server, the embedded engine and the benches
+
+# torch is named first and pinned: asked for by another package, the newest build with its CUDA
+# libraries would come instead.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt -e '.[torch,load,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps -e clients/python
+	@touch $(STAMP)
+
+demo: setup ## ask held-out problems under every strategy and print a table
+	$(BIN)/python -m loadtests.demo $(ARGS)
+
+serve: setup ## keep a server on :8000 (PORT=…)
+	$(BIN)/bough serve --host 127.0.0.1 --port $(PORT) $(ARGS)
+
+check: setup ## formatting, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: setup ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The store's contract suite also runs on a real Redis where there is one.
+redis:
+	@command -v redis-server >/dev/null || { \
+	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server >/dev/null; \
+	} || echo "no redis-server and no right to install one: its tests are skipped"
+
+test: setup redis ## everything that needs no GPU
+	$(BIN)/python -m pytest -q -m "not gpu and not vllm and not sglang" $(ARGS)
+
+# Exit 5 is pytest's word for "no test has this marker".
+test-vllm: setup ## tests that need a real vLLM
+	$(BIN)/python -m pytest -q -m vllm $(ARGS) || [ $$? = 5 ]
+
+test-sglang: setup ## tests that need a real SGLang
+	$(BIN)/python -m pytest -q -m sglang $(ARGS) || [ $$? = 5 ]
+
+load: setup ## load-test a server of its own, or URL=…
+	$(BIN)/python -m loadtests.driver $(if $(URL),--url $(URL)) $(ARGS)
+
+models: setup ## train the bundled models again (under three hours on two cores)
+	$(BIN)/python -m models.training $(ARGS)
+
+bench: setup ## the benches: ARGS='quality --n 1000 --seed 7'
+	$(BIN)/bough bench $(if $(ARGS),$(ARGS),engine)
+
+clean: ## remove what was installed and measured
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache bench-results load-results
