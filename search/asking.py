@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,18 +25,12 @@ async def ask(
         BudgetExhausted: No token is left, or the deadline came first.
         EngineError: What the engine raised.
     """
-    try:
-        async with asyncio.timeout(budget.seconds_left) as timer:
-            claim = await engine.open(engine.render(messages), tenant=how.tenant)
-            try:
-                return await _answer(engine, claim, how, seed, budget)
-            finally:
-                claim.release()
-    except TimeoutError as err:
-        if not timer.expired():
-            raise
-        budget.cut("generated_tokens", 1)
-        raise BudgetExhausted("wall_ms", budget.limits.wall_ms, 1) from err
+    async with budget.in_time():
+        claim = await engine.open(engine.render(messages), tenant=how.tenant)
+        try:
+            return await _answer(engine, claim, how, seed, budget)
+        finally:
+            claim.release()
 
 
 async def _answer(

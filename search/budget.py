@@ -2,14 +2,16 @@
 
 A budget counts five things that can be limited (`Limits`) and a few more that are only reported. A
 reservation holds an upper bound until the true amount is known, so that work in flight can never
-overspend together. A child budget spends from its parent's. Time comes from an injected clock; the
-budget measures it and refuses, but cancels nothing.
+overspend together. A child budget spends from its parent's. Time comes from an injected clock, and
+`in_time` cancels what is awaited when it is up.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias
@@ -21,6 +23,7 @@ Limited: TypeAlias = Literal["generated_tokens", "candidates", "reward_calls", "
 
 _LIMITED: Final = ("generated_tokens", "candidates", "reward_calls", "nfe")
 _REPORTED: Final = ("reward_tokens", "wasted_tokens", "dropped")
+_TIMER_SLACK_S: Final = 0.005  # timers may fire a little before the clock agrees
 
 
 @dataclass(frozen=True)
@@ -179,13 +182,35 @@ class Budget:
 
     def cut(self, what: Limited, wanted: int) -> None:
         """Note that work was refused or shortened for want of `what`, here and where it binds."""
-        reason: Literal["budget", "deadline"] = "deadline" if self.is_past_deadline else "budget"
-        if self.cut_short != "deadline":
-            self.cut_short = reason
+        self.cut_short = self.cut_short or "budget"
         if self._parent is not None:
             left = self._parent.left(what)
-            if self._parent.is_past_deadline or (left is not None and left < wanted):
+            if left is not None and left < wanted:
                 self._parent.cut(what, wanted)
+
+    def cut_at_deadline(self) -> None:
+        """Note that time is up, here and in every parent whose time is up as well."""
+        self.cut_short = "deadline"
+        if self._parent is not None and self._parent.seconds_left is not None:
+            own = self.seconds_left or 0.0
+            if self._parent.seconds_left <= own + _TIMER_SLACK_S:
+                self._parent.cut_at_deadline()
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Cancel the body at the deadline.
+
+        Raises:
+            BudgetExhausted: It came to that.
+        """
+        try:
+            async with asyncio.timeout(self.seconds_left) as timer:
+                yield
+        except TimeoutError as err:
+            if not timer.expired():
+                raise
+            self.cut_at_deadline()
+            raise BudgetExhausted("wall_ms", self.limits.wall_ms, 1) from err
 
     def count(self, **actual: int) -> None:
         """Add to what was spent, without a reservation."""

@@ -99,7 +99,7 @@ def solve(problem: KeepProblem) -> list[int] | None:
     solved = milp(
         -gains,
         constraints=rows,
-        integrality=np.ones_like(gains),
+        integrality=np.ones(len(gains), dtype=np.int64),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": 0.0, "node_limit": _MAX_SOLVER_NODES},
     )

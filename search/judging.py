@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from engines.base import ChatMessage
@@ -17,7 +18,7 @@ from reward_models.base import MultifurcationRewardModel as Multifurcation
 from reward_models.errors import RewardInputError
 from search.branch import Branch
 from search.budget import Budget
-from search.errors import BrokenContract, MissingRewardModel
+from search.errors import BrokenContract, BudgetExhausted, MissingRewardModel
 from search.steps import split_steps
 from search.tree import Failed, Scored, SearchTree
 
@@ -81,14 +82,10 @@ class Judging:
         fresh = self._affordable(fresh, budget)
         if fresh:
             with budget.reserve(reward_calls=len(fresh)) as reservation:
-                try:
-                    async with asyncio.timeout(budget.seconds_left) as timer:
+                scores: list[Score] = []
+                with suppress(BudgetExhausted):  # out of time is an outcome
+                    async with budget.in_time():
                         scores = await self._judged(fresh)
-                except TimeoutError:
-                    if not timer.expired():
-                        raise
-                    budget.cut("reward_calls", len(fresh))
-                    scores = []
                 reservation.settle(
                     reward_calls=len(fresh),
                     reward_tokens=sum(one.tokens_computed for one in scores),
@@ -125,7 +122,10 @@ class Judging:
             claim.release()
 
     def _affordable(self, branches: list[Branch], budget: Budget) -> list[Branch]:
-        left = 0 if budget.is_past_deadline else budget.left("reward_calls")
+        if budget.is_past_deadline and branches:
+            budget.cut_at_deadline()
+            return []
+        left = budget.left("reward_calls")
         if left is None or left >= len(branches):
             return branches
         budget.cut("reward_calls", len(branches))

@@ -160,8 +160,9 @@ class Run:
         bench = self._bench()
         try:
             prompt = self._engine.render(self.request.messages)
-            root = await self._engine.open(prompt, tenant=self.request.tenant)
-            bench.claims.open(self.tree.root, root)
+            async with self.budget.in_time():
+                root = await self._engine.open(prompt, tenant=self.request.tenant)
+                bench.claims.open(self.tree.root, root)
             self.tree.prompt_tokens = len(root.token_ids)
             outcome = await Search(bench, self.budget).carry_out(self._strategy)
             self._conclude(bench, outcome)

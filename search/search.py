@@ -37,7 +37,7 @@ from search.budget import Budget, Limits
 from search.embedders import tfidf
 from search.errors import BrokenContract, BudgetExhausted, MissingRewardModel
 from search.extending import extend
-from search.growth import Job
+from search.jobs import Job
 from search.judging import Judging
 from search.outcomes import first_of, nothing_produced, visible_first
 from search.registry import check_fit, make_strategy
@@ -189,7 +189,8 @@ class Search:
             pairs: Branch and tokens.
             logps: Log-probabilities of the tokens in nats; asked of the engine when left out.
         """
-        children = await extend(self._bench, self._payable(pairs), logps, self.budget)
+        async with self.budget.in_time():
+            children = await extend(self._bench, self._payable(pairs), logps, self.budget)
         for child in children:
             for members in self._circles():
                 members.add(child.id)
@@ -226,11 +227,13 @@ class Search:
     async def next_tokens(self, branches: Sequence[Branch], *, mass: float) -> list[NextTokens]:
         """Per branch, the likeliest next tokens that hold `mass` of the probability."""
         claims = [self._bench.claims.claim(branch) for branch in branches]
-        return await self._bench.engine.next_logprobs(claims, mass=mass)
+        async with self.budget.in_time():
+            return await self._bench.engine.next_logprobs(claims, mass=mass)
 
     async def next_rewards(self, branches: Sequence[Branch]) -> list[RewardRow]:
         """Per branch, the reward of every possible next token."""
-        return await self._judging().next_rewards(branches)
+        async with self.budget.in_time():
+            return await self._judging().next_rewards(branches)
 
     async def embed(self, branches: Sequence[Branch]) -> npt.NDArray[np.float32]:
         """A vector for each branch's last step, (n, d): hidden states, else TF-IDF of the text."""
@@ -238,7 +241,8 @@ class Search:
             return tfidf([branch.step.text for branch in branches])
         claims = [self._bench.claims.claim(branch) for branch in branches]
         sizes = [max(1, len(branch.step.token_ids)) for branch in branches]
-        return await self._bench.engine.embed(claims, sizes)
+        async with self.budget.in_time():
+            return await self._bench.engine.embed(claims, sizes)
 
     async def ask(
         self, messages: Sequence[ChatMessage], how: Sampling | None = None
@@ -374,7 +378,7 @@ class Search:
     def _payable(
         self, pairs: Sequence[tuple[Branch, TokenIds]]
     ) -> Sequence[tuple[Branch, TokenIds]]:
-        left = 0 if self.budget.is_past_deadline else self.budget.left("generated_tokens")
+        left = self.budget.left("generated_tokens")
         if left is None:
             return pairs
         costs = list(accumulate(len(ids) for _, ids in pairs))

@@ -18,7 +18,7 @@ from search.base import Outcome, Params, Ranked
 from search.branch import Branch
 from search.cover import KeepProblem, clusters_of, solve
 from search.embedders import has_minilm, minilm, tfidf
-from search.errors import InvalidParameter
+from search.errors import BudgetExhausted, InvalidParameter
 from search.search import Search
 from search.select import Aggregate, aggregated, order_by_vote, rebase_counts, vote
 from search.tree import Resampled
@@ -158,7 +158,10 @@ class Ets:
         texts = [leaf.step.text for leaf in leaves]
         if not self.params.lambda_d or len(set(texts)) == 1:
             return []
-        vectors = await self._embed(search, leaves, texts)
+        try:
+            vectors = await self._embed(search, leaves, texts)
+        except BudgetExhausted:  # the deadline: the next expansion is refused, then the vote comes
+            return []
         return clusters_of(vectors, self.params.cluster_distance)
 
     async def _embed(
