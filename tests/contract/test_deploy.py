@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.settings import Settings
 from tests.api.harness import CHAT, body, client_of, noisy_settings, serving
 
 ROOT = Path(__file__).parents[2]
@@ -157,8 +159,6 @@ def test_compose_refers_to_files_and_services_that_exist() -> None:
 
 
 def test_compose_settings_are_settings() -> None:
-    from server.settings import Settings
-
     for name in compose()["services"]["bough"]["environment"]:
         field: Any = Settings
         for part in name.removeprefix("BOUGH_").lower().split("__"):
@@ -192,8 +192,6 @@ def test_the_image_gets_every_package_and_only_what_exists() -> None:
             copied |= set(rest.split()[:-1])
     missing = [source for source in copied if not (ROOT / source).exists()]
     assert missing == []
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     packages = {
         name.rstrip("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]
