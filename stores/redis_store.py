@@ -1,4 +1,4 @@
-"""The store that replicas share: one Redis (or Valkey) server, 5.0 or later.
+"""The store that replicas share: one Redis (6.2 or later) or Valkey server.
 
 Names: ``PREFIX:KIND:{TENANT}:KEY`` with tenant and key percent-encoded, so that neither can contain
 a separator or a brace; the braces keep one tenant's keys in one cluster slot. An event numbered n
@@ -218,7 +218,7 @@ class RedisStore:
         entries = await self._call(
             lambda: cast(
                 "Awaitable[list[tuple[bytes, dict[bytes, bytes]]]]",
-                self._redis.xrange(name, min=f"({last_id}", max="+", count=limit),
+                self._redis.xrange(name, min=f"({last_id}", max="+", count=min(limit, 1_000_000)),
             )
         )
         return [
