@@ -6,8 +6,9 @@ problems with the same seeds, so that differences are paired: z is the mean diff
 answers over its standard error. Tokens are the generator's, whatever became of them; the judge's
 come on top and show in the seconds, which are wall time per problem with 24 problems in flight.
 
-At equal wall clock the cheaper strategies are run again, on the first quarter of the problems,
-with their widths raised in the ratio of seconds. ``--n`` is the number of problems (default 1000).
+At equal wall clock the cheaper strategies are run again, on the first eighth of the problems, with
+their widths raised in the ratio of seconds. ``--n`` is the number of problems (default 1000); the
+smaller budget gets a quarter of them.
 """
 
 from __future__ import annotations
@@ -98,6 +99,8 @@ class Comparison:
         self._bench = bench
         self._settings = settings
         self._budget = budget
+        is_main = budget == settings.budgets[0]
+        self._problems = settings.problems if is_main else max(1, settings.problems // 4)
         self._validation = Lab(bench, saplings, "validation")
         self._test = Lab(bench, saplings, "test")
         self._contenders: dict[str, Contender] = {}
@@ -110,7 +113,7 @@ class Comparison:
             if contender is None:
                 return
             self._contenders[strategy] = contender
-            rows = await self._test.run(contender, range(self._settings.problems))
+            rows = await self._test.run(contender, range(self._problems))
             if rows is None:
                 return
             self._rows[strategy] = rows
@@ -161,7 +164,7 @@ class Comparison:
         self._bench.put(name, float(rows.seconds.mean()), unit="s", n=n, better="lower")
 
     def _put_differences(self) -> None:
-        n = self._settings.problems
+        n = self._problems
         means = [float(self._rows[strategy].tokens.mean()) for strategy in SEARCHERS]
         gap = max(abs(mean / self._budget - 1) for mean in means)
         name = f"quality.sums.token_gap.b{self._budget}"
@@ -176,8 +179,8 @@ class Comparison:
             self._bench.put(name, z, unit="standard errors", n=n, better="higher")
 
     async def _at_equal_seconds(self) -> None:
-        """Everybody may take as long as the slowest; compared on the first quarter."""
-        count = max(1, self._settings.problems // 4)
+        """Everybody may take as long as the slowest; compared on the first eighth."""
+        count = max(1, self._problems // 8)
         seconds = {name: float(self._rows[name].seconds.mean()) for name in SEARCHERS}
         slowest = max(seconds, key=seconds.__getitem__)
         for strategy in SEARCHERS:
@@ -202,7 +205,7 @@ class Comparison:
             )
 
     def _print(self) -> None:
-        table = Table(title=f"word problems, {self._settings.problems} a strategy, b{self._budget}")
+        table = Table(title=f"word problems, {self._problems} a strategy, b{self._budget}")
         for column in ("strategy", "knobs", "accuracy", "± 95 %", "tokens", "seconds"):
             is_text = column in ("strategy", "knobs")
             table.add_column(column, justify="left" if is_text else "right")
