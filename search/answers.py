@@ -34,7 +34,7 @@ _STATED = re.compile(
 _NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:[eE][-+]?\d{1,3}(?![\d.]))?"
 _NUMBERS = re.compile(rf"(?<![\w.]){_NUMBER}(?:\s*/\s*\d+)?(?!\w)")
 _PLAIN = re.compile(rf"({_NUMBER})(?:\s*/\s*({_NUMBER}))?")
-_WITH_UNIT = re.compile(rf"({_NUMBER}(?:\s*/\s*\d+)?)\s*(?:%|°|,?\s+[A-Za-z]{(2,)}[A-Za-z ,]*)")
+_WITH_UNIT = re.compile(rf"({_NUMBER}(?:\s*/\s*\d+)?)(?:\s*[%°]|,?\s+[A-Za-z]{{2,}}[A-Za-z ,]*)")
 _WRAPPERS = (
     ("$$", "$$"),
     ("$", "$"),

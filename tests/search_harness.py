@@ -1,0 +1,98 @@
+"""Short ways to run a search on the toy engine."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+
+from engines.base import Capability, Sampling
+from reward_models.base import RewardModel
+from search.base import Outcome, Params
+from search.budget import Limits
+from search.run import Piece, Result, Run, RunRequest
+from search.search import Search
+from tests.toy_engine import MESSAGES, ToyEngine
+
+Body = Callable[[Search], Awaitable[Outcome]]
+
+
+def request(
+    strategy: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 7,
+    max_tokens: int | None = 40,
+    answers: int = 1,
+    sampling: Sampling | None = None,
+    **limits: int,
+) -> RunRequest:
+    return RunRequest(
+        strategy=strategy,
+        params=params or {},
+        messages=MESSAGES,
+        sampling=sampling or Sampling(max_tokens=max_tokens),
+        seed=seed,
+        limits=Limits(**limits),
+        run_id="test",
+        answers=answers,
+    )
+
+
+async def result_of(
+    engine: ToyEngine,
+    strategy: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    judge: RewardModel | None = None,
+    **more: Any,
+) -> Result:
+    result = await Run(request(strategy, params, **more), engine=engine, judge=judge).result()
+    assert not engine.claims
+    return result
+
+
+async def pieces_of(run: Run) -> tuple[list[Piece], Result]:
+    items = [item async for item in run.stream()]
+    result = items.pop()
+    assert isinstance(result, Result)
+    return [item for item in items if isinstance(item, Piece)], result
+
+
+class NoParams(Params):
+    """None."""
+
+
+def register(monkeypatch: pytest.MonkeyPatch, **bodies: Body) -> None:
+    """Make coroutines available as strategies beside the built-in ones."""
+    from search import registry
+
+    known = dict.fromkeys(registry.load("bough.strategies"))
+    builtin = registry.load("bough.strategies")
+
+    class Plugins(dict[str, Any]):
+        def __missing__(self, name: str) -> Any:
+            return builtin[name]
+
+        def __getitem__(self, name: str) -> Any:
+            return self.__missing__(name) if name in known else super().__getitem__(name)
+
+    made = {name: strategy_of(name, body) for name, body in bodies.items()}
+    monkeypatch.setattr(registry, "load", lambda group: Plugins({**known, **made}))
+
+
+def strategy_of(title: str, body: Body, needs: frozenset[Capability] = frozenset()) -> Any:
+    @dataclass(frozen=True)
+    class Made:
+        """A strategy made for a test."""
+
+        params: NoParams
+        name: ClassVar[str] = title
+        Params: ClassVar[type[NoParams]] = NoParams
+        requires: ClassVar[frozenset[Capability]] = needs
+        needs_judge: ClassVar[bool] = False
+
+        async def run(self, search: Search) -> Outcome:
+            return await body(search)
+
+    return Made
