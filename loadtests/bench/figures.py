@@ -266,12 +266,20 @@ class BenchCommand:
         self._body(bench)
 
     def main(self, argv: Sequence[str]) -> int:
-        """Run with command-line arguments; 0 when every figure asked for is there."""
-        bench = Bench(self.name, parse_options(self.name, argv))
+        """Run with command-line arguments; 0 when every figure asked for is there.
+
+        What was measured is printed even when the bench fails half way.
+        """
+        options = parse_options(self.name, argv)
         try:
-            self(bench)
-        finally:
-            is_whole = bench.report()
+            bench = Bench(self.name, options)
+            try:
+                self(bench)
+            finally:
+                is_whole = bench.report()
+        except BenchError as err:
+            print(f"bough bench {self.name}: {err}", file=sys.stderr)
+            return 1
         return 0 if is_whole else 1
 
 

@@ -75,4 +75,5 @@ def test_all_figures_of_the_random_model_are_made(
     assert figures["engine.greedy_mismatches"]["value"] == 0
     assert figures["engine.greedy_mismatches"]["n"] == 4
     assert figures["engine.logp_max_difference"]["value"] < 1e-4
-    assert bench.report()
+    # Without a bundled generator its figures are missing, and the bench says so.
+    assert not bench.report()

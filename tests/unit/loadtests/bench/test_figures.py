@@ -143,3 +143,14 @@ def test_a_journal_resumes_and_drops_a_torn_line(tmp_path: Path) -> None:
     assert set(journal.rows) == {"a"}
     journal.add("c", {"right": False})
     assert Journal(path).rows["c"] == {"key": "c", "right": False}
+
+
+def test_a_bench_that_cannot_run_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @bench_command("toy")
+    def run(bench: Bench) -> None:
+        raise BenchError("the models are not there; run `make models`")
+
+    assert run.main(["--out", str(tmp_path)]) == 1
+    assert "toy: the models are not there" in capsys.readouterr().err
