@@ -15,9 +15,12 @@ import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from engines.base import TokenIds
 from engines.errors import InvariantError
+
+_MAX_STALE: Final = 64  # entries kept beside two for every page before a clean-up
 
 
 class Node:
@@ -54,6 +57,11 @@ class Match:
     def leaf(self) -> Node | None:
         """The deepest node matched."""
         return self.partial or (self.nodes[-1] if self.nodes else None)
+
+
+def _is_evictable(node: Node) -> bool:
+    """Whether `node` is an unlocked leaf that is still in the trie."""
+    return node.parent is not None and not node.locks and not node.children
 
 
 def _common(a: TokenIds, b: Sequence[int], limit: int) -> int:
@@ -164,7 +172,7 @@ class Trie:
         freed: list[int] = []
         while len(freed) < count and self._evictable:
             stamp, _, node = heapq.heappop(self._evictable)
-            if node.locks or node.children or node.last_used != stamp or node.parent is None:
+            if node.last_used != stamp or not _is_evictable(node):
                 continue  # stale entry: used, grown or gone since it was offered
             parent = node.parent
             freed.append(node.page)
@@ -185,8 +193,14 @@ class Trie:
 
     def _offer(self, node: Node) -> None:
         """Remember `node` as a candidate for eviction if it is one."""
-        if node.parent is not None and not node.locks and not node.children:
-            heapq.heappush(self._evictable, (node.last_used, next(self._serial), node))
+        if not _is_evictable(node):
+            return
+        heapq.heappush(self._evictable, (node.last_used, next(self._serial), node))
+        if len(self._evictable) > 2 * self.num_nodes + _MAX_STALE:
+            # Without evictions nothing else would ever take the stale entries out.
+            live = {entry[2]: entry for entry in self._evictable if entry[0] == entry[2].last_used}
+            self._evictable = [entry for node, entry in live.items() if _is_evictable(node)]
+            heapq.heapify(self._evictable)
 
     def _is_covered(self, node: Node) -> bool:
         size = len(node.tokens)
