@@ -48,7 +48,8 @@ class BackgroundServer:
     """A server in a thread of its own, on a free local port; a context manager giving its URL."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings.model_copy(update={"host": "127.0.0.1", "port": 0})
+        own = {"host": "127.0.0.1", "port": 0, "log_level": "warning"}
+        self._settings = settings.model_copy(update=own)
         self._app = create_app(self._settings)
         self._server = _server(self._app, self._settings)
         self._url = ""

@@ -296,7 +296,8 @@ def _explain(err: ValidationError, origins: Mapping[str, str]) -> str:
         # `port` was written by whoever wrote the longest name that it begins with
         said = [origin for known, origin in origins.items() if f"{known}.".startswith(f"{name}.")]
         where = f" (from {said[0]})" if said else ""
-        lines.append(f"{name or 'settings'}: {problem['msg']}{where}")
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{name or 'settings'}: {message}{where}")
     return "; ".join(lines)
 
 

@@ -14,14 +14,13 @@ async function start() {
   const names = [...strategies.keys()];
   byId("strategy").replaceChildren(...names.map((name) => new Option(name)));
   byId("strategy").value = plain[0].bough.strategy;
-  // a link may preset everything: /?strategy=beam&width=4&seed=7&q=…&send=1
+  // a link may preset everything but the sending: /?strategy=beam&width=4&seed=7&q=…
   const preset = new URLSearchParams(location.search);
   for (const id of ["model", "strategy", "width", "seed", "temperature"]) {
     if (preset.has(id)) byId(id).value = preset.get(id);
   }
   showWidth();
   if (preset.has("q")) byId("question").value = preset.get("q");
-  if (preset.has("send")) byId("ask").requestSubmit();
 }
 
 async function getJson(path) {
@@ -140,7 +139,7 @@ function setRunning(run) {
 function addMessage(kind, text) {
   const item = document.createElement("li");
   item.className = kind;
-  item.append(text);
+  if (text) item.append(text);
   byId("messages").append(item);
   scrollDown();
   return item;
@@ -164,8 +163,7 @@ function showFooter(bubble, bough) {
 
 function showFigures(bough) {
   const { states, depth, nodes } = view.counts();
-  const words = { kept: "open" };
-  const parts = Object.entries(states).map(([state, count]) => `${count} ${words[state] || state}`);
+  const parts = Object.entries(states).map(([state, count]) => `${count} ${state}`);
   let text = `${nodes} branches, depth ${depth}${parts.length ? ` (${parts.join(", ")})` : ""}`;
   if (bough && bough.tree.logical_tokens) {
     const share = (100 * bough.tree.unique_tokens) / bough.tree.logical_tokens;

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from tests.api.harness import client_of, echo_settings, serving
+from tests.api.harness import client_of, echo_settings, noisy_settings, serving
 
 
 @pytest.fixture
@@ -18,4 +18,10 @@ async def app() -> AsyncIterator[FastAPI]:
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     async with client_of(app) as made:
+        yield made
+
+
+@pytest.fixture
+async def noisy() -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(noisy_settings()) as served, client_of(served) as made:
         yield made

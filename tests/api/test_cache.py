@@ -54,9 +54,7 @@ async def test_a_hit_streams_too() -> None:
         first = await ask(client, seed=1)
         response = await client.post(
             CHAT,
-            json=body(
-                max_tokens=12, seed=1, stream=True, stream_options={"include_usage": True}
-            ),
+            json=body(max_tokens=12, seed=1, stream=True, stream_options={"include_usage": True}),
         )
     chunks = chunks_of(response.text)
     assert content_of(chunks) == first["choices"][0]["message"]["content"]

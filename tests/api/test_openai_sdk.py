@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import httpx
 import openai
 import pytest
@@ -16,8 +14,8 @@ MESSAGES = [{"role": "user", "content": HELLO}]
 
 
 @pytest.fixture
-async def sdk(client: httpx.AsyncClient) -> AsyncIterator[AsyncOpenAI]:
-    yield sdk_of(client)
+async def sdk(client: httpx.AsyncClient) -> AsyncOpenAI:
+    return sdk_of(client)
 
 
 def sdk_of(client: httpx.AsyncClient) -> AsyncOpenAI:

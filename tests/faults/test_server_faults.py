@@ -40,7 +40,7 @@ SOON: dict[str, Any] = {"stream": {"heartbeat_s": 0.01}}
 
 
 class GatedEngine:
-    """An engine whose children wait at a gate after their first delta; everything else is the real one."""
+    """The real engine, but its children wait at a gate after their first delta."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine

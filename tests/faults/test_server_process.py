@@ -1,0 +1,105 @@
+"""`bough serve` as a process: real sockets, real signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.faults
+
+ROOT = Path(__file__).resolve().parents[2]
+SLOW = ["--engine.kind", "echo", "--engine.options", "token_s=0.02"]
+
+
+@contextmanager
+def process(*flags: str) -> Iterator[tuple[subprocess.Popen[str], httpx.Client]]:
+    """A server on a free port; killed at the end if it still runs."""
+    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", *SLOW, *flags]
+    environment = {name: value for name, value in os.environ.items() if "BOUGH" not in name}
+    server = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        assert line.startswith("bough serves echo at http://127.0.0.1:"), server.communicate()
+        with httpx.Client(base_url=line.split()[-1], timeout=30) as client:
+            yield server, client
+    finally:
+        if server.poll() is None:
+            server.kill()
+        server.communicate()
+
+
+def long_answer(stream: bool = True) -> dict[str, object]:
+    message = {"role": "user", "content": "x" * 1000}
+    return {"model": "echo", "messages": [message], "stream": stream}
+
+
+def claimed(client: httpx.Client) -> float:
+    text = client.get("/metrics").text
+    line = next(line for line in text.splitlines() if 'state="claimed"' in line)
+    return float(line.rsplit(" ", 1)[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["term", "int"])
+def test_a_signal_ends_it_cleanly(number: int) -> None:
+    with process() as (server, client):
+        assert client.get("/health/ready").status_code == 200
+        server.send_signal(number)
+        assert server.wait(30) == 0
+        assert server.stderr is not None
+        assert "Traceback" not in server.stderr.read()
+
+
+def test_a_signal_cancels_what_runs_after_the_grace() -> None:
+    with process("--shutdown_grace_s", "1") as (server, client):
+        with client.stream("POST", "/v1/chat/completions", json=long_answer()) as response:
+            lines = response.iter_lines()
+            while '"content":"x"' not in next(lines):
+                pass
+            server.send_signal(signal.SIGTERM)
+            with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+                list(lines)
+        assert server.wait(30) == 0
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["json", "stream"])
+def test_a_closed_connection_gives_everything_back(is_stream: bool) -> None:
+    with process() as (_, client):
+        if is_stream:
+            url = "/v1/chat/completions"
+            with client.stream("POST", url, json=long_answer()) as response:
+                assert next(response.iter_lines()).startswith(": ")
+                while claimed(client) == 0:
+                    pass
+        else:
+            impatient = httpx.Timeout(30, read=0.3)
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/chat/completions", json=long_answer(False), timeout=impatient)
+        while claimed(client) > 0:
+            pass
+        text = client.get("/metrics").text
+        assert 'bough_requests_total{status="cancelled",strategy="single"} 1.0' in text
+        assert 'bough_runs{state="running"} 0.0' in text
+
+
+def test_a_body_over_the_limit_is_answered_over_a_real_socket() -> None:
+    with process() as (_, client):
+        response = client.post("/v1/chat/completions", content=b" " * 5_000_000)
+        assert response.status_code == 413
+        assert response.json()["error"]["code"] == "body_too_large"
+        assert client.get("/health").status_code == 200
