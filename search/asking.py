@@ -48,14 +48,13 @@ async def _answer(
     drawn = 0
     with budget.reserve(generated_tokens=bound) as reservation:
         try:
-            stream = engine.sample(claim, how, n=1, seeds=[seed])
+            stream = engine.sample(claim, replace(how, deltas=False), n=1, seeds=[seed])
             async with closing(stream):
                 async for item in stream:
                     if isinstance(item, Continuation):
                         item.prefix.release()
                         drawn = len(item.token_ids) + len(item.overrun_ids)
                         return item
-                    drawn += len(item.token_ids)
         finally:
             reservation.settle(generated_tokens=drawn)
     raise BrokenContract(f"engine {engine.info.model_id!r} ended a sample without a continuation")

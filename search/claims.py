@@ -75,6 +75,10 @@ class ClaimBook:
         self._flying_tokens += num_tokens
         self._note_peak()
 
+    def fly_at_least(self, slot: Slot, num_tokens: int) -> None:
+        """A child in flight holds no fewer than `num_tokens`."""
+        self.fly(slot, max(0, num_tokens - self._flying.get(slot.id, 0)))
+
     def land(self, slot: Slot) -> None:
         """A child is no longer in flight."""
         self._flying_tokens -= self._flying.pop(slot.id, 0)

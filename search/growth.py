@@ -26,14 +26,21 @@ class Grower:
     """Turns jobs into branches. One per run; one event loop owns it."""
 
     def __init__(
-        self, engine: Engine, tree: SearchTree, claims: ClaimBook, agreement: Agreement, seed: int
+        self,
+        engine: Engine,
+        tree: SearchTree,
+        claims: ClaimBook,
+        agreement: Agreement,
+        seed: int,
+        *,
+        is_live: bool,
     ) -> None:
         self._engine = engine
         self._tree = tree
         self._claims = claims
         self._agreement = agreement
         self._seed = seed
-        self._admission = Admission(engine.info, tree, agreement)
+        self._admission = Admission(engine.info, tree, agreement, is_live=is_live)
         self._num_active: dict[int, int] = {}
         self._doomed: set[int] = set()
         self._tasks: dict[Job, asyncio.Task[object]] = {}
@@ -72,7 +79,7 @@ class Grower:
                             yield branch
                     for child in job.children:
                         if not child.is_done and any(child.texts):
-                            yield self._land(child, child.as_cut())
+                            yield self._land(child, self._cut(child))
             finally:
                 self._discard(job)
         # not reached when closed early: then the branch may be expanded again
@@ -124,11 +131,23 @@ class Grower:
             return None
         if finish is Finish.LENGTH and job.is_short:
             job.budget.cut("generated_tokens", drawn + 1)
+        if not job.how.deltas:
+            # Nobody said how far the others are; children of one call are drawn in step.
+            for other in job.children:
+                if not other.is_done and other is not child:
+                    self._claims.fly_at_least(other.slot, drawn)
         branch = self._land(child, replace(step, finish=finish), settled=True)
         self._claims.hold(branch, new.prefix)
         if finish is not None:
             self._claims.release(branch)
         return branch
+
+    def _cut(self, child: Child) -> Step:
+        step, parent = child.as_cut(), child.slot.parent
+        if parent.step.is_partial:
+            whole = self._engine.decode((*parent.token_ids, *step.token_ids))
+            step = replace(step, text=whole[parent.text_end :].rstrip("�"))
+        return step
 
     def _finish_of(self, job: Job, slot: Slot, new: Continuation, step: Step) -> Finish | None:
         if not new.finish.is_open:

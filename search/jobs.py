@@ -29,6 +29,8 @@ class Job:
         members: Receives the ids of the children.
         last: Whether the branch gets no children after these.
         closed_by: Phrases that end the answer when a completed step contains one.
+        counts_discarded: Whether children may be discarded while the run goes on, so that what
+            they drew until then must be known.
     """
 
     branch: Branch
@@ -38,6 +40,7 @@ class Job:
     members: tuple[set[int], ...] = ()
     last: bool = False
     closed_by: Sequence[str] = ()
+    counts_discarded: bool = False
     is_short: bool = False
     children: list[Child] = field(default_factory=list)
     admitted: asyncio.Future[None] = field(
@@ -66,11 +69,8 @@ class Child:
 
     def as_cut(self) -> Step:
         """The step that it is when it ends here."""
-        text = "".join(self.texts)
-        if self.slot.parent.step.is_partial:
-            text = text.lstrip("�")
         return Step(
-            text=text,
+            text="".join(self.texts),
             token_ids=tuple(self.token_ids),
             logps=tuple(self.logps),
             top_logps=tuple(self.tops) if len(self.tops) == len(self.token_ids) else None,
@@ -81,7 +81,10 @@ class Child:
 class Admission:
     """Numbers children and reserves what they may cost. One per run; one event loop owns it."""
 
-    def __init__(self, info: EngineInfo, tree: SearchTree, agreement: Agreement) -> None:
+    def __init__(
+        self, info: EngineInfo, tree: SearchTree, agreement: Agreement, *, is_live: bool
+    ) -> None:
+        self._is_live = is_live
         self._info = info
         self._tree = tree
         self._agreement = agreement
@@ -134,6 +137,10 @@ class Admission:
         if is_short:
             job.is_short = True
             job.how = replace(job.how, max_tokens=job.branch.num_tokens + share)
+        # What is in flight is read by whoever streams, and kept when the deadline cuts it.
+        has_deadline = job.budget.seconds_left is not None
+        deltas = self._is_live or has_deadline or job.counts_discarded
+        job.how = replace(job.how, deltas=deltas)
         if job.last:
             self._agreement.promise(job.branch)
         for _ in range(count):

@@ -110,7 +110,7 @@ class Run:
             EngineError: What the engine raised.
             RewardError: What the judge raised.
         """
-        async with aclosing(self.stream()) as items:
+        async with aclosing(self._go(is_live=False)) as items:
             async for item in items:
                 if isinstance(item, Result):
                     return item
@@ -127,10 +127,15 @@ class Run:
             EngineError: What the engine raised.
             RewardError: What the judge raised.
         """
+        async with aclosing(self._go(is_live=True)) as items:
+            async for item in items:
+                yield item
+
+    async def _go(self, *, is_live: bool) -> AsyncGenerator[Piece | Result]:
         if self._is_used:
             raise BrokenContract("a run is used once; make another")
         self._is_used = True
-        work = asyncio.create_task(self._work())
+        work = asyncio.create_task(self._work(is_live=is_live))
         work.add_done_callback(self._ended)
         try:
             while True:
@@ -156,8 +161,8 @@ class Run:
             self.tree.close("error")
         self._items.put_nowait(error if error is not None else work.result())
 
-    async def _work(self) -> Result:
-        bench = self._bench()
+    async def _work(self, *, is_live: bool) -> Result:
+        bench = self._bench(is_live=is_live)
         try:
             prompt = self._engine.render(self.request.messages)
             async with self.budget.in_time():
@@ -199,11 +204,11 @@ class Run:
             ignored=tuple(bench.ignored),
         )
 
-    def _bench(self) -> Workbench:
+    def _bench(self, *, is_live: bool) -> Workbench:
         request, engine, tree = self.request, self._engine, self.tree
         claims = ClaimBook()
         agreement = Agreement(tree.root, engine.decode, self._items.put_nowait)
-        grower = Grower(engine, tree, claims, agreement, request.seed)
+        grower = Grower(engine, tree, claims, agreement, request.seed, is_live=is_live)
 
         def drop(branch: Branch) -> None:
             grower.release(branch)

@@ -128,9 +128,9 @@ class Search:
             BrokenContract: The branch finished, was pruned or was promised no further children.
             EngineError: What the engine raised.
         """
-        stream = self.expand_iter(branch, n, how, last=last, closed_by=closed_by)
-        async with aclosing(stream):
-            return sorted([child async for child in stream], key=lambda child: child.id)
+        job = self._job(branch, n, how, last, closed_by)
+        async with aclosing(self._bench.grower.grow(job)) as children:
+            return sorted([child async for child in children], key=lambda child: child.id)
 
     async def expand_all(
         self,
@@ -162,16 +162,8 @@ class Search:
         closed_by: Sequence[str] = (),
     ) -> AsyncGenerator[Branch]:
         """The children as they finish; closing the iterator cancels and discards the rest."""
-        is_promise = last and (self._may_promise or branch.id in self._members)
-        job = Job(
-            branch=branch,
-            n=n,
-            how=how or self.sampling,
-            budget=self.budget,
-            members=self._circles(),
-            last=is_promise,
-            closed_by=closed_by,
-        )
+        job = self._job(branch, n, how, last, closed_by)
+        job.counts_discarded = True
         async with aclosing(self._bench.grower.grow(job)) as children:
             async for child in children:
                 yield child
@@ -348,6 +340,19 @@ class Search:
     def ignore(self, name: str) -> None:
         """A parameter of the request that could not be honoured; listed in the reply."""
         self._bench.ignored[name] = None
+
+    def _job(
+        self, branch: Branch, n: int, how: Sampling | None, last: bool, closed_by: Sequence[str]
+    ) -> Job:
+        return Job(
+            branch=branch,
+            n=n,
+            how=how or self.sampling,
+            budget=self.budget,
+            members=self._circles(),
+            last=last and (self._may_promise or branch.id in self._members),
+            closed_by=closed_by,
+        )
 
     def _circles(self) -> tuple[set[int], ...]:
         """The branches of this search and of every outer one."""

@@ -54,10 +54,15 @@ class _Flight:
     tokens: list[_Token] = field(default_factory=list)
     unsettled: list[_Token] = field(default_factory=list)
     unsettled_text: str = ""
+    held: str = ""
 
     def gain(self, delta: Delta) -> None:
-        self.text += delta.text
-        self.unsettled_text += delta.text
+        # A step may end inside a character; what stands for it is replaced by the next step.
+        gained = self.held + delta.text
+        sure = gained.rstrip("�")
+        self.held = gained[len(sure) :]
+        self.text += sure
+        self.unsettled_text += sure
         self.unsettled += _tokens(delta.token_ids, delta.logps, delta.top_logps)
 
     def settle(self, decode: Decode) -> None:

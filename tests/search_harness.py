@@ -10,6 +10,7 @@ from engines.base import Capability, Sampling
 from reward_models.base import RewardModel
 from search.base import Outcome, Params
 from search.budget import Limits
+from search.plugins import load
 from search.run import Piece, Result, Run, RunRequest
 from search.search import Search
 from tests.toy_engine import MESSAGES, ToyEngine
@@ -65,20 +66,9 @@ class NoParams(Params):
 
 def register(monkeypatch: pytest.MonkeyPatch, **bodies: Body) -> None:
     """Make coroutines available as strategies beside the built-in ones."""
-    from search import registry
-
-    known = dict.fromkeys(registry.load("bough.strategies"))
-    builtin = registry.load("bough.strategies")
-
-    class Plugins(dict[str, Any]):
-        def __missing__(self, name: str) -> Any:
-            return builtin[name]
-
-        def __getitem__(self, name: str) -> Any:
-            return self.__missing__(name) if name in known else super().__getitem__(name)
-
     made = {name: strategy_of(name, body) for name, body in bodies.items()}
-    monkeypatch.setattr(registry, "load", lambda group: Plugins({**known, **made}))
+    every = {**load("bough.strategies"), **made}
+    monkeypatch.setattr("search.registry.load", lambda group: every)
 
 
 def strategy_of(title: str, body: Body, needs: frozenset[Capability] = frozenset()) -> Any:
