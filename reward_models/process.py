@@ -68,7 +68,7 @@ class ProcessRewardModel:
         card = _card(directory)
         base = (directory / str(card["base"])).resolve()
         tensors = merge(read_tensors(base), directory)
-        self._runtime = Runtime(base, options, name=model_id, tensors=tensors)
+        self._runtime = Runtime(base, options, tensors=tensors)
         head = read_file(directory / "head.safetensors")
         hidden = self._runtime.config.hidden
         for name, shape in (("weight", (1, hidden)), ("bias", (1,))):

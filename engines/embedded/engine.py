@@ -60,7 +60,7 @@ class EmbeddedEngine:
     """
 
     def __init__(self, model_id: str, directory: Path, options: RuntimeOptions) -> None:
-        self._runtime = Runtime(directory, options, name=model_id, finish_branch=self._continuation)
+        self._runtime = Runtime(directory, options, finish_branch=self._continuation)
         steps = read_json(directory / "bough.json") if (directory / "bough.json").exists() else {}
         tokenizer, config = self._runtime.tokenizer, self._runtime.config
         self._tokenizer = tokenizer

@@ -14,6 +14,7 @@ import torch
 from engines.base import Continuation, EngineStats, TokenIds
 from engines.embedded.accounting import Ledger
 from engines.embedded.claims import Claims, PageClaim
+from engines.embedded.compute import compute_thread
 from engines.embedded.config import DecoderConfig, read_config
 from engines.embedded.jobs import ReadJob, ReadRequest, ReadResult
 from engines.embedded.model import Decoder
@@ -90,7 +91,6 @@ class Runtime:
         options: Knobs.
         tensors: Weights to use instead of the directory's files.
         finish_branch: Makes a branch's Continuation; only generators need it.
-        name: For threads and messages.
 
     Raises:
         ModelLoadError: The directory cannot be served.
@@ -101,7 +101,6 @@ class Runtime:
         directory: Path,
         options: RuntimeOptions,
         *,
-        name: str,
         tensors: Tensors | None = None,
         finish_branch: Callable[[Branch, int], Continuation] | None = None,
     ) -> None:
@@ -115,27 +114,10 @@ class Runtime:
                 f"{self.config.vocab_size}",
             )
         device = _device(directory, options.device)
-        if options.threads:
-            torch.set_num_threads(options.threads)
-        weights = read_weights(
-            directory,
-            self.config,
-            dtype=getattr(torch, options.dtype),
-            device=device,
-            tensors=tensors,
-        )
-        self.decoder = Decoder(self.config, weights)
-        pages = -(-options.kv_tokens // options.page_tokens)
+        compute = compute_thread(device.type)
+        self.decoder, self.pool = compute.call(lambda: self._load(directory, device, tensors))
+        pages = self.pool.num_pages
         config = self.config
-        self.pool = KvPool(
-            config.layers,
-            pages,
-            options.page_tokens,
-            config.kv_heads,
-            config.head_dim,
-            dtype=self.decoder.dtype,
-            device=device,
-        )
         self.ledger = Ledger(pages, options.page_tokens)
         self.claims = Claims(self.ledger)
         # A sequence alone in the pool must always be able to finish; one page is spare for a copy.
@@ -160,8 +142,28 @@ class Runtime:
             self._scheduler,
             context_tokens=self.context_tokens,
             finish_branch=finish_branch or _no_branches,
-            name=name,
+            compute=compute,
         )
+
+    def _load(
+        self, directory: Path, device: torch.device, tensors: Tensors | None
+    ) -> tuple[Decoder, KvPool]:
+        """Weights and cache; on the compute thread, because loading starts parallel regions."""
+        options, config = self.options, self.config
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        dtype: torch.dtype = getattr(torch, options.dtype)
+        weights = read_weights(directory, config, dtype=dtype, device=device, tensors=tensors)
+        pool = KvPool(
+            config.layers,
+            -(-options.kv_tokens // options.page_tokens),
+            options.page_tokens,
+            config.kv_heads,
+            config.head_dim,
+            dtype=dtype,
+            device=device,
+        )
+        return Decoder(config, weights), pool
 
     def order(self, priority: int) -> tuple[int, int]:
         """The next sequence's place in the queue; a larger priority goes first."""

@@ -1,4 +1,4 @@
-"""The thread that computes: schedule, run, draw, deliver, over and over.
+"""What computes: schedule, run, draw, deliver, over and over, on the compute thread.
 
 The event loop hands jobs in under the ledger's lock and is woken through `call_soon_threadsafe`; it
 never waits for a forward pass. All scheduling state is touched here only, with the lock held;
@@ -8,7 +8,6 @@ tensors are touched without it.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from engines.base import Continuation, Finish
 from engines.embedded.accounting import Ledger
 from engines.embedded.attention import Plan, Planner, Row
+from engines.embedded.compute import ComputeThread
 from engines.embedded.jobs import GenerateJob, Job, ReadJob, ReadResult
 from engines.embedded.model import Decoder
 from engines.embedded.pages import KvPool
@@ -74,7 +74,7 @@ class Worker:
         context_tokens: The most tokens of a sequence.
         finish_branch: Makes a branch's Continuation; called with the lock held, after the branch is
             retired.
-        name: For the thread.
+        compute: The thread to run on.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Worker:
         *,
         context_tokens: int,
         finish_branch: Callable[[Branch, int], Continuation],
-        name: str,
+        compute: ComputeThread,
     ) -> None:
         self._decoder = decoder
         self._pool = pool
@@ -95,15 +95,14 @@ class Worker:
         self._context_tokens = context_tokens
         self._finish_branch = finish_branch
         self._planner = Planner(pool.num_pages, pool.page_tokens, decoder.device, decoder.dtype)
-        self._wakeup = threading.Condition(ledger.lock)
         self._batch: DecodeBatch | None = None
         self._batch_version = -1
         self._has_cancelled = False
         self.is_closed = False
         self._news: dict[Job, None] = {}
         self.tokens_computed = 0
-        self._thread = threading.Thread(target=self._loop, name=f"engine-{name}", daemon=True)
-        self._thread.start()
+        self._compute = compute
+        compute.join(self)
 
     def submit(self, job: Job, sequences: Sequence[Branch | Reading]) -> None:
         """Queue a job's sequences.
@@ -111,71 +110,70 @@ class Worker:
         Raises:
             EngineClosed: The worker has stopped.
         """
-        with self._wakeup:
+        with self._ledger.lock:
             if self.is_closed:
                 raise EngineClosed("the engine is closed")
             job.sequences = sequences
             job.unfinished = len(sequences)
             for sequence in sequences:
                 self._scheduler.submit(sequence)
-            self._wakeup.notify()
+        self._compute.wake()
 
     async def cancel(self, job: Job) -> None:
         """Stop what is left of `job`; returns when the worker has let go of it."""
-        with self._wakeup:
+        with self._ledger.lock:
             if not job.unfinished:
                 return
             for sequence in job.sequences:
                 sequence.is_cancelled = True
             self._has_cancelled = True
-            self._wakeup.notify()
+        self._compute.wake()
         while job.unfinished:
             await job.news()
 
     def close(self) -> None:
-        """Stop the thread; what is left fails with EngineClosed. Waits for the step in progress."""
-        with self._wakeup:
+        """Leave the thread after the step in progress; what is left fails with EngineClosed."""
+        with self._ledger.lock:
+            if self.is_closed:
+                return
             self.is_closed = True
-            self._wakeup.notify()
-        self._thread.join()
+        self._compute.leave(self)
+        with self._ledger.lock:
+            self._fail(EngineClosed("the engine was closed while this was running"))
+        self._flush()
 
-    def _loop(self) -> None:
-        while True:
-            with self._wakeup:
-                while not (self.is_closed or self._has_cancelled or self._has_work()):
-                    self._wakeup.wait()
-                if self.is_closed:
-                    self._fail(EngineClosed("the engine was closed while this was running"))
-                    self._flush()
-                    return
-                if self._has_cancelled:
-                    self._has_cancelled = False
-                    for dropped in self._scheduler.drop_cancelled():
-                        self._settle(dropped)
+    def turn(self) -> bool:
+        """One step of whatever runs; False when there is nothing to do."""
+        with self._ledger.lock:
+            if self._has_cancelled:
+                self._has_cancelled = False
+                for dropped in self._scheduler.drop_cancelled():
+                    self._settle(dropped)
+            has_work = bool(self._scheduler.running or self._scheduler.num_waiting)
+        if has_work:
             try:
                 self._step()
             except Exception as err:
                 _log.exception("a step of the engine failed")
-                with self._wakeup:
+                self._batch = None
+                with self._ledger.lock:
                     self._fail(EngineError(f"the engine failed on this batch: {err}"))
-            self._flush()
-
-    def _has_work(self) -> bool:
-        return bool(self._scheduler.running or self._scheduler.num_waiting)
+        self._flush()
+        return has_work
 
     @torch.inference_mode()
     def _step(self) -> None:
-        with self._wakeup:
+        with self._ledger.lock:
             copies = self._scheduler.admit()
             if not self._scheduler.running and self._scheduler.num_waiting:
                 raise EngineError("nothing runs, and the next sequence does not fit the cache")
         self._pool.copy(copies)
-        with self._wakeup:
+        with self._ledger.lock:
             self._scheduler.copied()
             batch = self._scheduler.prefill()
         if batch:
             self._prefill(batch)
-        with self._wakeup:
+        with self._ledger.lock:
             branches = self._scheduler.decode()
         if branches:
             self._decode(branches)
@@ -208,7 +206,7 @@ class Worker:
                 if not sequence.pending:
                     self._finish_reading(sequence)
             elif sequence.pending == 1:
-                with self._wakeup:
+                with self._ledger.lock:
                     copy = self._scheduler.sealed_prompt(sequence)
                 self._pool.copy([copy] if copy else [])
 
@@ -218,7 +216,7 @@ class Worker:
         draw = batch.sampler.draw(self._decoder.logits(hidden))
         ended = self._accept(branches, draw)
         if ended:
-            with self._wakeup:
+            with self._ledger.lock:
                 for branch in ended:
                     self._finish(branch)
         else:
@@ -240,7 +238,7 @@ class Worker:
     def _accept(self, branches: list[Branch], draw: Draw) -> list[Branch]:
         """Append what was drawn; the branches that ended. The lock keeps readers of deltas out."""
         ended = []
-        with self._wakeup:
+        with self._ledger.lock:
             for i, branch in enumerate(branches):
                 branch.computed += 1
                 branch.computed_tokens += 1
@@ -278,7 +276,7 @@ class Worker:
         hidden = reading.hidden[0] if len(reading.hidden) == 1 else torch.cat(reading.hidden)
         reading.hidden = []
         result = reading.finish(hidden)
-        with self._wakeup:
+        with self._ledger.lock:
             self._scheduler.retire(reading, keep=len(reading.tokens))
             self._ledger.unlock_path(reading.nodes[-1] if reading.nodes else None)
             reading.nodes = []
