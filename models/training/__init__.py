@@ -1,0 +1,1 @@
+"""How the saplings are made: tokenizer, generator, rollouts, process reward model, cards."""

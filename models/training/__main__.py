@@ -1,0 +1,214 @@
+"""Makes the saplings again: tokenizer, generator, rollouts, process reward model, cards.
+
+``python -m models.training`` takes about an hour on two cores and minutes with ``--device cuda``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from models.evaluate import (
+    Measured,
+    greedy_accuracy,
+    held_out,
+    pass_at,
+    selection_accuracy,
+    step_auroc,
+    step_auroc_mc,
+)
+from models.tasks.base import solution_of
+from models.training.batches import Chat
+from models.training.cards import Facts, write_generator, write_process
+from models.training.generator import STAGES, Stage, train_stage
+from models.training.measure import TorchGenerate, TorchJudge, load_chat
+from models.training.network import Llama, Shape, load_checkpoint, save_checkpoint
+from models.training.process_data import RolloutRun, process_rows
+from models.training.tokenizer import save_tokenizer, train_tokenizer
+from reward_models.training.adapter import AdapterShape, add_adapter, save_adapter
+from reward_models.training.process import ProcessRun, StepHead, save_head, train_process
+
+TOKENIZER_SEED = 0
+NETWORK_SEED = 20
+PARTS = ("generator", "process", "cards")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts asked for; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    is_compiled = shutil.which("g++") is not None
+    hardware = describe_hardware(options.device)
+    print(f"hardware: {hardware}; compiled: {is_compiled}")
+    base, judge = options.out / "sapling_sums", options.out / "sapling_prm"
+    scale = options.scale
+    noted = options.out / ".work" / "minutes.json"
+    minutes: dict[str, float] = json.loads(noted.read_text()) if noted.exists() else {}
+    if "generator" in options.parts:
+        started = time.monotonic()
+        make_generator(base, options.device, is_compiled, scale)
+        minutes["generator_minutes"] = (time.monotonic() - started) / 60
+    if "process" in options.parts:
+        minutes |= make_process(base, judge, options.device, is_compiled, scale)
+    noted.parent.mkdir(parents=True, exist_ok=True)
+    noted.write_text(json.dumps(minutes))
+    if "cards" in options.parts:
+        write_cards(base, judge, options.device, hardware, minutes, options.n, options.seed)
+    return 0
+
+
+def make_generator(directory: Path, device: str, is_compiled: bool, scale: float) -> None:
+    """Train tokenizer and generator into a directory."""
+    print(f"seeds: tokenizer {TOKENIZER_SEED}, weights {NETWORK_SEED}, stages", end=" ")
+    print(", ".join(f"{stage.name} {stage.seed}" for stage in STAGES))
+    tokenizer: Tokenizer = train_tokenizer(TOKENIZER_SEED)
+    shape = Shape(vocab_size=tokenizer.get_vocab_size())
+    save_tokenizer(tokenizer, directory, shape.max_position_embeddings)
+    chat = Chat(tokenizer)
+    torch.manual_seed(NETWORK_SEED)
+    network = Llama(shape).to(device)
+    for stage in STAGES:
+        steps = max(1, round(stage.steps * scale))
+        short = dataclasses.replace(stage, steps=steps)
+        train_stage(short, network, chat, directory, device=device, is_compiled=is_compiled)
+    save_checkpoint(network, directory, chat.begin_id, chat.end_id, chat.pad_id)
+
+
+def make_process(
+    base: Path, directory: Path, device: str, is_compiled: bool, scale: float
+) -> dict[str, float]:
+    """Sample rollouts, train adapter and head; returns the minutes of both."""
+    chat, network = load_chat(base), load_checkpoint(base, device)
+    rollouts, run = RolloutRun(), ProcessRun(device=device, compile=is_compiled)
+    print(f"seeds: rollouts {rollouts.seed}, process reward model {run.seed}")
+    started = time.monotonic()
+    num_problems = max(8, round(rollouts.num_problems * scale))
+    rows = process_rows(network, chat, dataclasses.replace(rollouts, num_problems=num_problems))
+    sampled = time.monotonic()
+    torch.manual_seed(run.seed)
+    shape = AdapterShape()
+    trained = add_adapter(network, shape)
+    head = StepHead(network.shape.hidden_size).to(device)
+    train_process(run, network, head, trained, rows, pad_id=chat.pad_id)
+    save_adapter(network, shape, directory, "../sapling_sums")
+    save_head(head, directory)
+    return {
+        "rollout_minutes": (sampled - started) / 60,
+        "process_minutes": (time.monotonic() - sampled) / 60,
+    }
+
+
+def write_cards(
+    base: Path,
+    judge: Path,
+    device: str,
+    hardware: str,
+    minutes: dict[str, float],
+    n: int,
+    seed: int,
+) -> None:
+    """Measure the saved weights on the test split; write both cards and print the figures."""
+    chat = load_chat(base)
+    network = load_checkpoint(base, device)
+    generate = TorchGenerate(network, chat, seed=seed)
+    judged = TorchJudge.load(base, judge, device)
+
+    async def measure() -> tuple[dict[str, Measured], dict[str, Measured]]:
+        of_generator = {
+            "greedy": await greedy_accuracy(generate, n=n, seed=seed),
+            "pass32": await pass_at(generate, n=n, seed=seed),
+        }
+        picked = await selection_accuracy(generate, judged, n=n, seed=seed)
+        of_generator["single, temperature 1"] = picked.pop("single")
+        of_judge = {
+            "prm_auroc": await step_auroc(generate, judged, n=n, seed=seed),
+            "prm_auroc_mc": await step_auroc_mc(generate, judged, n=max(1, n // 4), seed=seed),
+            **{f"{name} of 16": figure for name, figure in picked.items()},
+        }
+        return of_generator, of_judge
+
+    of_generator, of_judge = asyncio.run(measure())
+    values = {
+        "generator_minutes": float("nan"),
+        "rollout_minutes": float("nan"),
+        "process_minutes": float("nan"),
+        **minutes,
+        **_sizes(chat, network, seed),
+        "hardware": hardware,
+        "seed": seed,
+        "adapter": _adapter_words(AdapterShape()),
+    }
+    stages = "; ".join(_stage_words(stage) for stage in STAGES)
+    data = f"Tokenizer seed {TOKENIZER_SEED}, weights seed {NETWORK_SEED}."
+    write_generator(base, Facts({**values, "data": data, "training": stages + "."}, of_generator))
+    data, training = _rollout_words(RolloutRun()), _process_words(ProcessRun())
+    write_process(judge, Facts({**values, "data": data, "training": training}, of_judge))
+    for name, figure in {**of_generator, **of_judge}.items():
+        print(f"{name}: {figure.value:.4f} [{figure.low:.4f}, {figure.high:.4f}] n={figure.n}")
+
+
+def describe_hardware(device: str) -> str:
+    """The processor that did it, in words."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} cores, {platform.machine()}, torch {torch.__version__}"
+
+
+def _sizes(chat: Chat, network: Llama, seed: int) -> dict[str, float]:
+    problems = held_out(200, seed)
+    prompts = [len(chat.prompt(problem.text)) for problem in problems]
+    solutions = [len(chat.encode(solution_of(problem))) for problem in problems]
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "vocab_size": network.shape.vocab_size,
+        "prompt_tokens": sum(prompts) / len(prompts),
+        "solution_tokens": sum(solutions) / len(solutions),
+    }
+
+
+def _stage_words(stage: Stage) -> str:
+    return (
+        f"stage {stage.name}, seed {stage.seed}: {stage.steps} steps of {stage.tokens_per_batch} "
+        f"tokens, AdamW, learning rate to {stage.peak_lr:g}, falling over the last "
+        f"{stage.decay_share:.0%}"
+    )
+
+
+def _adapter_words(shape: AdapterShape) -> str:
+    return f"LoRA of rank {shape.rank} on all linear layers"
+
+
+def _rollout_words(run: RolloutRun) -> str:
+    return f"{run.num_problems:,} problems, {run.num_samples} completions each, seed {run.seed}."
+
+
+def _process_words(run: ProcessRun) -> str:
+    return (
+        f"{run.epochs} epoch(s) over the distinct completions, batches of {run.tokens_per_batch} "
+        f"tokens, AdamW, learning rate {run.peak_lr:g}, falling to nothing; seed {run.seed}."
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m models.training", description=__doc__)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    parser.add_argument("--out", type=Path, default=Path("models"), help="default: models")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all training (default 1)")
+    parser.add_argument("--n", type=int, default=400, help="problems to measure on (default 400)")
+    parser.add_argument("--seed", type=int, default=7, help="of the measured problems (default 7)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

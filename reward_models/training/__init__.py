@@ -1,0 +1,1 @@
+"""How reward models are trained: task-independent losses, adapters and file layouts."""
