@@ -7,6 +7,7 @@ is asked for, so that a plugin with a missing dependency harms nobody who does n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
@@ -54,7 +55,8 @@ class Plugins(Mapping[str, Any]):
         return self._points[name].value
 
 
+@cache
 def load(group: str) -> Plugins:
-    """Every plugin of a group, in order of name."""
+    """Every plugin of a group, in order of name; installed packages are looked through once."""
     found = sorted(entry_points(group=group), key=lambda point: point.name)
     return Plugins(group, {point.name: point for point in found})

@@ -107,7 +107,7 @@ class Ets:
             frontier = [one for one in children if one.finish is None]
             if not frontier or len(ended) >= params.width:
                 break
-        return self._vote(search, ended, frontier)
+        return await self._vote(search, ended, frontier)
 
     async def _select(self, search: Search, leaves: list[Branch], width: int) -> list[int]:
         """How many continuations each leaf gets; the others are pruned."""
@@ -179,14 +179,15 @@ class Ets:
             search.ignore("bough.params.embedder")
         return await search.embed(leaves)
 
-    def _vote(self, search: Search, ended: list[Branch], frontier: list[Branch]) -> Outcome:
+    async def _vote(self, search: Search, ended: list[Branch], frontier: list[Branch]) -> Outcome:
         """Every finished branch votes with its reward; without one, the best branch there is."""
         voters = [one for one in ended if one.is_finished]
         if not voters:
             rest = [one for one in search.best([*ended, *frontier]) if one is not search.root]
             return search.outcome([Ranked(one, self._value(search, one)) for one in rest])
         weights = [self._value(search, one) or 0.0 for one in voters]
-        groups = vote([extract_answer(one.text) for one in voters], weights)
+        answers = [extract_answer(one.text) for one in voters]
+        groups = await asyncio.to_thread(vote, answers, weights)  # algebra may take its time
         order = order_by_vote(groups, weights)
         return search.outcome([Ranked(voters[at], weights[at]) for at in order])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -56,7 +57,8 @@ class SelfConsistency:
             await search.score(voters)
             voters = search.usable(voters)
         weights = [self._weight(search, one) for one in voters]
-        groups = vote([extract_answer(one.text) for one in voters], weights)
+        answers = [extract_answer(one.text) for one in voters]
+        groups = await asyncio.to_thread(vote, answers, weights)  # algebra may take its time
         groups.sort(key=lambda group: group.answer == INVALID)
         total = sum(weights) or 1.0
         share = {at: group.weight / total for group in groups for at in group.members}

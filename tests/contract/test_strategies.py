@@ -49,6 +49,6 @@ async def test_laws(name: str, params: dict[str, Any], check: Check) -> None:
             params=params,
             make_engine=lambda: ToyEngine(steps, max_step_tokens=6),
             make_judge=lambda: ToyJudge(judge),
-            sampling=Sampling(max_tokens=20),
+            sampling=Sampling(max_tokens=10),
         )
     )
