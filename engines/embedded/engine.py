@@ -132,16 +132,22 @@ class EmbeddedEngine:
                 await job.news()
                 if job.error is not None:
                     raise job.error
-                for item in self._collect(job):
+                job.undelivered.extend(self._collect(job))
+                while job.undelivered:
+                    item = job.undelivered.popleft()
                     remaining -= isinstance(item, Continuation)
                     yield item
         finally:
-            await self._runtime.worker.cancel(job)
-            self._discard(job)
+            try:
+                await self._runtime.worker.cancel(job)
+            finally:  # whoever cancels twice still leaks nothing
+                self._discard(job)
 
     async def extend(self, pairs: Sequence[tuple[Prefix, TokenIds]]) -> list[Prefix]:
         """See `Engine.extend`; the new tokens are computed when they are first needed."""
         claims = [(self._own(prefix), ids) for prefix, ids in pairs]
+        for _, ids in claims:
+            self._runtime.require_ids(ids)
         return [claim.extend(ids) for claim, ids in claims]
 
     async def next_logprobs(
@@ -155,6 +161,7 @@ class EmbeddedEngine:
         """See `Engine.next_logprobs`."""
         if sum(option is not None for option in (ids, mass, top_k)) != 1:
             raise ValueError("exactly one of ids, mass and top_k is needed")
+        self._runtime.require_ids(ids or ())
 
         def finish(hidden: torch.Tensor) -> NextTokens:
             row = self._runtime.decoder.logits(hidden[-1:]).log_softmax(-1)[0]
@@ -167,9 +174,10 @@ class EmbeddedEngine:
 
     async def score(self, prefix: Prefix, ids: TokenIds) -> tuple[float, ...]:
         """See `Engine.score`."""
+        claim = self._own(prefix)
+        self._runtime.require_ids(ids)
         if not ids:
             return ()
-        claim = self._own(prefix)
 
         def finish(hidden: torch.Tensor) -> tuple[float, ...]:
             rows = self._runtime.decoder.logits(hidden).log_softmax(-1)
@@ -283,7 +291,11 @@ class EmbeddedEngine:
             seed=seed & ((1 << 64) - 1),
             response_start=claim.response_start,
             limit=limit,
-            stop_ids=self.info.eos_ids | how.stop_token_ids,
+            stop_ids=frozenset(
+                token
+                for token in self.info.eos_ids | how.stop_token_ids
+                if 0 <= token < self.info.vocab_size
+            ),
             tracker=tracker,
             job=job,
             index=index,
@@ -339,6 +351,9 @@ class EmbeddedEngine:
 
     def _discard(self, job: GenerateJob) -> None:
         """Release what nobody received."""
+        for item in job.undelivered:
+            if isinstance(item, Continuation):
+                item.prefix.release()
         for branch in job.branches:
             if branch.result is not None:
                 branch.result.prefix.release()

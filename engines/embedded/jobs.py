@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from engines.embedded.sequence import Branch, Reading
 if TYPE_CHECKING:
     import torch
 
-    from engines.base import TokenIds
+    from engines.base import Continuation, Delta, TokenIds
 
 
 class Job:
@@ -41,7 +42,8 @@ class GenerateJob(Job):
 
     Attributes:
         wants_deltas: Whether to wake the caller for every token, not only for finished children.
-        finished: Branches that ended and were not delivered yet.
+        finished: Branches that ended and were not collected yet.
+        undelivered: Collected, but not yet taken by the caller.
     """
 
     def __init__(self, wants_deltas: bool) -> None:
@@ -49,6 +51,7 @@ class GenerateJob(Job):
         self.wants_deltas = wants_deltas
         self.branches: list[Branch] = []
         self.finished: list[Branch] = []
+        self.undelivered: deque[Delta | Continuation] = deque()
 
 
 @dataclass(frozen=True)

@@ -179,8 +179,7 @@ class Runtime:
             EngineClosed: The runtime is closed.
         """
         self.require_open()
-        if any(not 0 <= token < self.config.vocab_size for token in tokens):
-            raise PromptError(f"token ids must be in 0 … {self.config.vocab_size - 1}")
+        self.require_ids(tokens)
         if not tokens:
             raise PromptError("the prompt is empty; at least one token is needed")
         if len(tokens) >= self.config.context_tokens:
@@ -210,11 +209,17 @@ class Runtime:
         """Run sequences for their hidden states; results in the order of `requests`.
 
         Raises:
+            PromptError: An id is not in the vocabulary.
+            ContextLengthExceeded: A sequence is longer than the context.
             EngineClosed: The runtime is closed.
             EngineError: The batch failed.
         """
         if not requests:
             return []
+        for request in requests:  # one that cannot run would take everybody's batch with it
+            self.require_ids(request.tokens)
+            if len(request.tokens) > self.context_tokens:
+                raise ContextLengthExceeded(len(request.tokens), self.context_tokens)
         job = ReadJob()
         job.results = [ReadResult(None, 0)] * len(requests)
         readings = [
@@ -230,6 +235,11 @@ class Runtime:
         if job.error is not None:
             raise job.error
         return job.results
+
+    def require_ids(self, tokens: Sequence[int]) -> None:
+        """Raise PromptError unless all `tokens` are in the vocabulary."""
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self.config.vocab_size:
+            raise PromptError(f"token ids must be in 0 … {self.config.vocab_size - 1}")
 
     def require_open(self) -> None:
         """Raise EngineClosed when the worker has stopped."""

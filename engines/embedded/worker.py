@@ -268,8 +268,12 @@ class Worker:
         elif finish is Finish.STOP:
             kept = branch.tracker.num_tokens
         self._scheduler.retire(branch, keep=branch.start + kept)
-        branch.result = self._finish_branch(branch, kept)
-        branch.job.finished.append(branch)
+        if branch.is_cancelled:  # nobody waits for the result
+            self._ledger.unlock_path(branch.nodes[-1] if branch.nodes else None)
+            branch.nodes = []
+        else:
+            branch.result = self._finish_branch(branch, kept)
+            branch.job.finished.append(branch)
         self._settle(branch)
 
     def _finish_reading(self, reading: Reading) -> None:
