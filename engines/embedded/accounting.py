@@ -89,8 +89,9 @@ class Ledger:
         if not self._is_sorted:
             self._free.sort(reverse=True)  # nearly sorted already, which is cheap
             self._is_sorted = True
-        pages = self._free[len(self._free) - count :][::-1]
-        del self._free[len(self._free) - count :]
+        start = self._run_of(count)
+        pages = self._free[start : start + count][::-1]
+        del self._free[start : start + count]
         self.num_reserved += count
         return pages
 
@@ -179,6 +180,16 @@ class Ledger:
             below = sum(1 for group in node.children.values() for child in group if child.locks)
             if node.locks < below:
                 raise InvariantError(f"page {node.page} has {node.locks} locks, {below} from below")
+
+    def _run_of(self, count: int) -> int:
+        """Index in the free list of the lowest run of `count` pages, or of any if there is none."""
+        free = self._free
+        if not count:
+            return len(free)
+        for start in range(len(free) - count, -1, -1):
+            if free[start] - free[start + count - 1] == count - 1:
+                return start
+        return len(free) - count
 
     def _put_free(self, pages: Sequence[int]) -> None:
         self._free.extend(pages)
