@@ -55,7 +55,7 @@ async def chat_completions(request: Request, services: Shared) -> Response:
         return _from_cache(reply, reply.cached(stored), services, is_stream)
     ticket = services.admission.enter()
     completion = Completion(plan, run, reply, ticket, services, arrived_s)
-    headers = {"X-Bough-Run-Id": run_id}
+    headers = {"X-Bough-Run-Id": run_id, "X-Bough-Strategy": plan.asked}
     if is_stream:
         return EventStream(
             completion.frames(),
@@ -95,10 +95,12 @@ class Completion:
         self._has_text = False
 
     async def whole(self) -> dict[str, Any]:
-        """The reply of an unstreamed request."""
-        async with aclosing(self._items()) as items:
-            results = [item async for item in items if isinstance(item, Result)]
-        return await self._finished(results[-1])
+        """The reply of an unstreamed request; cheaper than a stream, which asks for every token."""
+        with self._counted():
+            await self._begin()
+            result = await self._run.result()
+            self._note(result)
+        return await self._finished(result)
 
     async def frames(self) -> AsyncGenerator[bytes]:
         """The frames of a streamed request; ends with [DONE], or with one error."""
@@ -136,14 +138,18 @@ class Completion:
         return completion
 
     async def _items(self) -> AsyncGenerator[Piece | Result]:
-        """The run's items, counted; the run is known to its routes while it goes."""
+        """The run's items, counted."""
         with self._counted():
-            await self._ticket.granted()
-            self._services.runs.begin(self._run)
+            await self._begin()
             async with aclosing(self._run.stream()) as items:
                 async for item in items:
                     self._note(item)
                     yield item
+
+    async def _begin(self) -> None:
+        """Wait for a place; from then on the run is known to its routes."""
+        await self._ticket.granted()
+        self._services.runs.begin(self._run)
 
     def _note(self, item: Piece | Result) -> None:
         metrics, strategy = self._services.metrics, self._plan.asked
@@ -180,8 +186,15 @@ class Completion:
             # a run that never began has a tree that nobody else would close
             self._run.tree.close("cancelled")
             self._ticket.release()
+            took_s = time.monotonic() - self._arrived_s
             metrics.requests.labels(strategy, self._status).inc()
-            metrics.request_seconds.labels(strategy).observe(time.monotonic() - self._arrived_s)
+            metrics.request_seconds.labels(strategy).observe(took_s)
+            plan = self._plan
+            log.info(
+                "run %s: %s by %s, judged by %s: %s after %.3f s",
+                *(plan.run.run_id, plan.served.model_id, strategy, plan.judge_id or "nobody"),
+                *(self._status, took_s),
+            )
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -207,7 +220,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 def _from_cache(
     reply: Reply, completion: dict[str, Any], services: Services, is_stream: bool
 ) -> Response:
-    headers = {"X-Bough-Run-Id": completion["bough"]["run_id"]}
+    bough = completion["bough"]
+    headers = {"X-Bough-Run-Id": bough["run_id"], "X-Bough-Strategy": bough["resolved"]}
     if not is_stream:
         return JSONResponse(completion, headers=headers)
 

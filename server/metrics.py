@@ -59,7 +59,7 @@ class Metrics:
         )
         self.first_token_seconds = Histogram(
             "bough_first_token_seconds",
-            "From arrival to the first decided text",
+            "From arrival to the first decided text of a stream",
             per_strategy,
             buckets=_SECONDS,
             registry=self.registry,

@@ -154,6 +154,7 @@ def _sampling(request: ChatRequest, served: Served) -> Sampling:
         frequency_penalty=_or(request.frequency_penalty, usual.frequency_penalty),
         repetition_penalty=_or(request.repetition_penalty, usual.repetition_penalty),
         logit_bias=bias,
+        seed=request.seed,
         stop=stop,
         stop_token_ids=frozenset(request.stop_token_ids or ()),
         max_tokens=_or(request.max_completion_tokens, request.max_tokens),

@@ -96,7 +96,7 @@ def _server(app: FastAPI, settings: Settings) -> uvicorn.Server:
         log_level=settings.log_level,
         access_log=settings.log_level == "debug",
         server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.shutdown_grace_s)),
+        timeout_graceful_shutdown=settings.shutdown_grace_s,
     )
     return uvicorn.Server(config)
 

@@ -141,8 +141,8 @@ class Settings(BaseSettings):
     store: StoreSettings = Field(default_factory=StoreSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
     stream: StreamSettings = Field(default_factory=StreamSettings)
-    shutdown_grace_s: float = Field(
-        default=5.0, ge=0, description="Seconds that requests get to end before they are cancelled"
+    shutdown_grace_s: int = Field(
+        default=5, ge=1, description="Seconds that requests get to end before they are cancelled"
     )
     log_level: str = Field(
         default="info",

@@ -250,6 +250,7 @@ async def test_health_and_metrics(client: httpx.AsyncClient) -> None:
     ready = await client.get("/health/ready")
     assert ready.json() == {"status": "ok", "models": ["echo"], "gone": [], "store": "ok"}
     await ask(client, bough={"strategy": "best_of_n", "params": {"width": 2}})
+    await client.post(CHAT, json=body(stream=True))
     text = (await client.get("/metrics")).text
     for line in (
         'bough_requests_total{status="ok",strategy="best_of_n"} 1.0',
@@ -260,7 +261,7 @@ async def test_health_and_metrics(client: httpx.AsyncClient) -> None:
         'bough_kv_pages{engine="echo",state="cached"} 0.0',
         'bough_kv_pages{engine="verifier",state="claimed"} 0.0',
         'bough_runs{state="running"} 0.0',
-        'bough_first_token_seconds_count{strategy="best_of_n"} 1.0',
+        'bough_first_token_seconds_count{strategy="single"} 1.0',
     ):
         assert line in text.splitlines()
 
