@@ -69,9 +69,13 @@ class _Flight:
         # Tokens run ahead of the text while a stop string may be forming; they count once their
         # text is out, because only then do they surely belong to the answer.
         ids = tuple(one.token for one in self.unsettled)
-        if ids and len(decode(ids)) <= len(self.unsettled_text):
-            self.tokens += self.unsettled
-            self.unsettled, self.unsettled_text = [], ""
+        for size in range(len(ids), 0, -1):
+            covered = len(decode(ids[:size]))
+            if covered <= len(self.unsettled_text):
+                self.tokens += self.unsettled[:size]
+                self.unsettled = self.unsettled[size:]
+                self.unsettled_text = self.unsettled_text[covered:]
+                return
 
 
 class Agreement:
@@ -214,21 +218,18 @@ class Agreement:
         return self._tail
 
     def _advance(self) -> None:
-        texts, tokens = [], []
+        flights = [one for number, one in self._flights.items() if self._counts(number)]
+        texts = [flight.text for flight in flights]
         if self._static:
-            text, ids = self._static_tail()
-            if not text:
-                return
-            texts, tokens = [text], [ids]
-        for number, flight in self._flights.items():
-            if self._counts(number):
-                if not flight.text:
-                    return
-                flight.settle(self._decode)
-                texts.append(flight.text)
-                tokens.append(flight.tokens)
-        if texts and (decided := _common_text(texts)):
-            self._commit(decided, _common_tokens(tokens))
+            texts.append(self._static_tail()[0])
+        decided = _common_text(texts) if texts else ""
+        if not decided:
+            return
+        tokens = [self._static_tail()[1]] if self._static else []
+        for flight in flights:
+            flight.settle(self._decode)
+            tokens.append(flight.tokens)
+        self._commit(decided, _common_tokens(tokens))
 
     def _commit(self, text: str, tokens: list[_Token]) -> None:
         if not text and not tokens:

@@ -132,6 +132,6 @@ def test_the_only_candidate_streams_at_once_and_two_stream_what_they_share() -> 
     assert pieces[1] == Piece("b", (98,), (-2.0,))
     agreement.gain(one, Delta(0, (99, 100), "c", (-1.0, -1.0)))
     # a token that runs ahead of its text waits: a stop string may yet take it
-    assert pieces[2] == Piece("c")
+    assert pieces[2] == Piece("c", (99,), (-1.0,))
     agreement.gain(one, Delta(0, (), "d"))
-    assert pieces[3] == Piece("d", (99, 100), (-1.0, -1.0))
+    assert pieces[3] == Piece("d", (100,), (-1.0,))

@@ -1,0 +1,135 @@
+"""Parts of `ets` that its worked examples and laws do not reach."""
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from search import embedders
+from search.cover import KeepProblem, solve
+from search.embedders import tfidf
+from search.errors import InvalidParameter
+from search.run import Run
+from tests.search_harness import request, result_of
+from tests.toy_engine import END, ToyEngine, ToyJudge
+
+
+def lines(text: str) -> dict[str, float]:
+    """Lines of one letter, four of them."""
+    if len(text) % 2:
+        return {"\n": 1.0}
+    return {"a": 0.5, "b": 0.3, "c": 0.2} if len(text) < 8 else {END: 1.0}
+
+
+def many_a(text: str) -> float:
+    return text.count("a") / 4
+
+
+def install_minilm(monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+    """A module of that name whose model counts letters."""
+
+    class SentenceTransformer:
+        def __init__(self, name: str) -> None:
+            assert name.endswith("all-MiniLM-L6-v2")
+            if error is not None:
+                raise error
+
+        def encode(self, texts: list[str], batch_size: int) -> np.ndarray:
+            return np.array([[text.count(letter) for letter in "abc"] for text in texts])
+
+    module = ModuleType("sentence_transformers")
+    module.SentenceTransformer = SentenceTransformer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+    monkeypatch.setattr("search.strategies.ets.has_minilm", lambda: True)
+    embedders._minilm_model.cache_clear()
+
+
+async def test_minilm_is_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_minilm(monkeypatch)
+    params = {"width": 8, "embedder": "minilm"}
+    result = await result_of(ToyEngine(lines), "ets", params, judge=ToyJudge(many_a))
+    assert len(result.candidates) == 8
+    embedders._minilm_model.cache_clear()
+
+
+async def test_minilm_without_its_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_minilm(monkeypatch, OSError("no weights here"))
+    engine, judge = ToyEngine(lines), ToyJudge(many_a)
+    run = Run(request("ets", {"embedder": "minilm"}), engine=engine, judge=judge)
+    with pytest.raises(InvalidParameter, match="no weights here"):
+        await run.result()
+    assert not engine.claims
+    embedders._minilm_model.cache_clear()
+
+
+def test_minilm_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.strategies.ets.has_minilm", lambda: False)
+    with pytest.raises(InvalidParameter, match="sentence-transformers") as caught:
+        Run(request("ets", {"embedder": "minilm"}), engine=ToyEngine(), judge=ToyJudge(many_a))
+    assert caught.value.param == "bough.params.embedder"
+    assert embedders.has_minilm() in (True, False)
+
+
+async def test_a_failing_solver_falls_back_to_rebase(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.strategies.ets.solve", lambda problem: None)
+    engine, judge = ToyEngine(lines), ToyJudge(many_a)
+    run = Run(request("ets", {"width": 16, "lambda_b": 100.0}), engine=engine, judge=judge)
+    await run.result()
+    kept = [
+        node["resampled"]
+        for node in run.tree.snapshot()["nodes"]
+        if node["depth"] == 1 and node["resampled"]
+    ]
+    assert sum(kept) == 16
+    assert len(kept) > 1  # at this price the integer program keeps a single branch
+
+
+def test_a_solver_that_runs_out_of_nodes_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Result:
+        success = False
+        x = None
+
+    monkeypatch.setattr("search.cover.milp", lambda *args, **options: Result())
+    assert solve(KeepProblem([1], [(0, 1)], [], 1.0, 0.0)) is None
+
+
+async def test_a_high_price_keeps_one_branch() -> None:
+    engine, judge = ToyEngine(lines), ToyJudge(many_a)
+    params = {"width": 32, "lambda_b": 100.0, "lambda_d": 0.0}
+    run = Run(request("ets", params), engine=engine, judge=judge)
+    await run.result()
+    kept = [node for node in run.tree.snapshot()["nodes"] if node["resampled"]]
+    assert [node["resampled"] for node in kept] == [32, 32, 32, 32]
+
+
+async def test_the_depth_is_limited() -> None:
+    for strategy in ("ets", "beam"):
+        engine, judge = ToyEngine(lines), ToyJudge(many_a)
+        params = {"width": 4, "max_depth": 2}
+        result = await result_of(engine, strategy, params, judge=judge)
+        assert result.tree.depth == 2
+        assert len(result.answers[0].content) == 4
+        assert result.answers[0].finish_reason == "length"
+        assert result.stop_reason == "done"
+
+
+async def test_covered_clusters_keep_a_continuation() -> None:
+    engine, judge = ToyEngine(lines), ToyJudge(many_a)
+    wide = {"width": 16, "softmax_temperature": 0.05, "lambda_b": 0.1, "lambda_d": 5.0}
+    num_kept = {}
+    for coverage in (False, True):
+        request_ = request("ets", {**wide, "coverage": coverage})
+        run = Run(request_, engine=engine, judge=judge)
+        await run.result()
+        nodes = run.tree.snapshot()["nodes"]
+        level = [one for one in nodes if one["depth"] == 1 and one["resampled"]]
+        num_kept[coverage] = {one["text"] for one in level}
+        assert sum(one["resampled"] for one in level) == 16
+    assert num_kept[False] == {"a\n"}
+    assert num_kept[True] == {"a\n", "b\n", "c\n"}
+
+
+def test_tfidf_of_nothing_is_zero() -> None:
+    assert tfidf(["", "  "]).tolist() == [[0.0], [0.0]]
+    assert tfidf(["", "a 1"])[0].tolist() == [0.0, 0.0]
