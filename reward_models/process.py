@@ -31,7 +31,7 @@ from engines.embedded.config import read_json
 from engines.embedded.jobs import ReadRequest
 from engines.embedded.runtime import Runtime, RuntimeOptions
 from engines.embedded.weights import read_tensors
-from engines.errors import CapacityExceeded, EngineError, ModelLoadError, PromptError
+from engines.errors import CapacityExceeded, EngineClosed, EngineError, ModelLoadError, PromptError
 from reward_models.base import Candidate, Claim, RewardInfo, RewardKind, RewardStats, Score
 from reward_models.errors import RewardLoadError, RewardUnavailable
 from reward_models.lora import merge, read_file
@@ -86,10 +86,17 @@ class ProcessRewardModel:
         )
 
     async def open(self, messages: Sequence[ChatMessage], *, tenant: str = "") -> Claim:
-        """See `RewardModel.open`."""
+        """See `RewardModel.open`.
+
+        Raises:
+            RewardUnavailable: The judge is closed.
+        """
         text = self._runtime.tokenizer.render(messages, tools=None, continue_final=False)
         tokens = self._runtime.tokenizer.encode(text)
-        return self._runtime.claim(tokens, tenant=tenant, response_start=len(tokens))
+        try:
+            return self._runtime.claim(tokens, tenant=tenant, response_start=len(tokens))
+        except EngineClosed as err:
+            raise RewardUnavailable(f"{self.info.model_id} is closed") from err
 
     async def score(self, batch: Sequence[Candidate]) -> list[Score]:
         """See `RewardModel.score`. A candidate longer than the context scores NaN.
