@@ -142,6 +142,7 @@ class Scheduler:
             goes on in a copy.
         """
         ledger, size = self._ledger, self._size
+        self.version += 1  # it draws from now on, whether or not a page is published
         if not sequence.own:
             return None
         full = sequence.computed // size - len(sequence.nodes)
@@ -167,7 +168,6 @@ class Scheduler:
             ledger.lock_path(above)
             ledger.unlock_path(tail)
         self._set_nodes(sequence, [*sequence.nodes, *nodes])
-        self.version += 1
         return copy
 
     def retire(self, sequence: Sequence, *, keep: int) -> None:
@@ -243,7 +243,7 @@ class Scheduler:
         if ledger.available <= now:
             ledger.unlock_path(match.leaf)
             return False
-        pages = ledger.reserve(now + self._ahead(sequence.room))
+        pages = ledger.reserve(now + min(self._ahead(sequence.room), ledger.available - now))
         sequence.own = ledger.use(pages[:now])
         sequence.reserved = pages[now:]
         self._set_nodes(sequence, list(match.nodes))

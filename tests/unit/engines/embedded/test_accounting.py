@@ -27,7 +27,15 @@ def seal(ledger: Ledger, tokens: tuple[int, ...], tenant: str = "") -> list[int]
 def test_pages_come_lowest_first_and_in_line(ledger: Ledger) -> None:
     assert ledger.take(3) == [0, 1, 2]
     ledger.give([1])
-    assert ledger.take(2) == [1, 3]
+    assert ledger.take(2) == [3, 4]
+    assert ledger.take(1) == [1]
+    ledger.check()
+
+
+def test_without_a_run_any_pages_will_do(ledger: Ledger) -> None:
+    ledger.give(ledger.take(8)[::2])
+    assert sorted(ledger.take(3)) == [0, 2, 4]
+    assert ledger.take(0) == []
     ledger.check()
 
 

@@ -1,0 +1,86 @@
+"""Attention over random trees of pages against dense softmax."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engines.embedded.attention import Planner, Row, attend
+from engines.embedded.attention import _softmax_partial as softmax_partial
+
+CPU = torch.device("cpu")
+
+
+def random_rows(draw: random.Random, size: int, num_pages: int) -> list[Row]:
+    """A random tree of full pages, and rows that hang on its nodes with pages of their own."""
+    free = list(range(num_pages))
+    if draw.random() < 0.5:
+        draw.shuffle(free)
+    paths: list[tuple[int, ...]] = [()]
+    for _ in range(draw.randint(0, 6)):
+        path = draw.choice(paths)
+        paths.append(path + tuple(free.pop(0) for _ in range(draw.randint(1, 3))))
+    rows = []
+    is_decode = draw.random() < 0.5
+    for _ in range(draw.randint(1, 20)):
+        shared = draw.choice(paths)
+        count = 1 if is_decode else draw.randint(1, 2 * size)
+        before = draw.randrange(2 * size)
+        own = [free.pop(0) for _ in range(-(-(before + count) // size) + draw.randint(0, 1))]
+        rows.append(Row(shared, own, len(shared) * size + before, count))
+    return rows
+
+
+def dense(q: torch.Tensor, pages: torch.Tensor, rows: list[Row], scale: float) -> torch.Tensor:
+    """One query at a time, float64."""
+    size, ratio = pages.shape[3], q.shape[1] // pages.shape[1]
+    outs = []
+    for row in rows:
+        slots = pages[:, :, [*row.shared, *row.own]].flatten(2, 3).double()
+        slots = slots.repeat_interleave(ratio, dim=1)
+        for i in range(row.count):
+            end = row.start + i + 1
+            assert end <= size * (len(row.shared) + len(row.own))
+            k, v = slots[0, :, :end], slots[1, :, :end]
+            scores = torch.einsum("hd,htd->ht", q[len(outs)].double(), k) * scale
+            outs.append(torch.einsum("ht,htd->hd", scores.softmax(-1), v))
+    return torch.stack(outs)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 10**9),
+    st.sampled_from([1, 3, 8]),
+    st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 1)]),
+)
+def test_tree_attention_is_dense_attention(seed: int, size: int, shape: tuple[int, int]) -> None:
+    heads, kv_heads = shape
+    draw = random.Random(seed)
+    num_pages = 160 * (4 if size == 1 else 1)
+    rows = random_rows(draw, size, num_pages)
+    torch.manual_seed(seed)
+    pages = torch.randn(2, kv_heads, num_pages, size, 8) * draw.choice([0.5, 3.0])
+    q = torch.randn(sum(row.count for row in rows), heads, 8)
+    plan = Planner(num_pages, size, CPU, torch.float32).plan(rows)
+    got = attend(q, pages, plan, 8**-0.5)
+    assert torch.isfinite(got).all()
+    assert torch.allclose(got.double(), dense(q, pages, rows, 8**-0.5), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_portable_kernel_is_the_fused_one(masked: bool) -> None:
+    """The branch that other devices take, on tensors that only claim to lie elsewhere."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 2, n, 8) for n in (5, 12, 12))
+    mask = None
+    if masked:
+        mask = torch.zeros(3, 1, 1, 12)
+        mask[0, ..., 4:] = -torch.inf
+    out, lse = softmax_partial(q, k, v, mask, 0.4)
+    scores = q @ k.transpose(-1, -2) * 0.4 + (0 if mask is None else mask)
+    assert torch.allclose(lse, scores.logsumexp(-1), atol=1e-5)
+    assert torch.allclose(out, scores.softmax(-1) @ v, atol=1e-5)
