@@ -135,7 +135,7 @@ class Grower:
             # Nobody said how far the others are; children of one call are drawn in step.
             for other in job.children:
                 if not other.is_done and other is not child:
-                    self._claims.fly_at_least(other.slot, drawn)
+                    self._claims.fly_at_least(other.slot, len(new.token_ids))
         branch = self._land(child, replace(step, finish=finish), settled=True)
         self._claims.hold(branch, new.prefix)
         if finish is not None:
