@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 _MIN_SERIES: Final = 8  # segments worth a group of their own to be read in place
@@ -134,8 +135,8 @@ def split(rows: Sequence[Row], page_tokens: int) -> tuple[list[Segment], list[in
         for group in branches.values():
             if len(group) == 1 and len(group[0][1]) == 1:
                 continue  # one row only: private
-            end = _agreement([path for path, _ in group], depth)
-            numbers = sorted(number for _, members_ in group for number in members_)
+            end = _agreement([path for path, _ in group])
+            numbers = [number for _, members_ in group for number in members_]
             segments.append(Segment(group[0][0][depth:end], tuple(numbers), depth * page_tokens))
             for number in numbers:
                 taken[number] = end
@@ -143,13 +144,13 @@ def split(rows: Sequence[Row], page_tokens: int) -> tuple[list[Segment], list[in
     return segments, taken
 
 
-def _agreement(paths: Sequence[tuple[int, ...]], depth: int) -> int:
-    """How far all `paths` agree, knowing that they do up to and including index `depth`."""
-    first, end = paths[0], min(len(path) for path in paths)
-    for i in range(depth + 1, end):
-        if any(path[i] != first[i] for path in paths):
-            return i
-    return end
+def _agreement(paths: Sequence[tuple[int, ...]]) -> int:
+    """Length of the common beginning of all `paths`: that of the smallest and the largest."""
+    first, last = min(paths), max(paths)
+    if first is last:
+        return len(first)
+    pairs = enumerate(zip(first, last, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
 
 
 class Planner:
@@ -196,35 +197,32 @@ class Planner:
             key = (len(cell.queries) - 1).bit_length(), pages_class, cell.is_private
             buckets[key].append(cell)
         groups: list[Group] = []
-        where: list[list[int]] = [[] for _ in range(total)]
-        at = 0
+        owners: list[npt.NDArray[np.int64]] = []
         for members in (part for bucket in buckets.values() for part in _parts(bucket)):
-            width = max(len(cell.queries) for cell in members)
-            for i, cell in enumerate(members):
-                for j, query in enumerate(cell.queries, at + i * width):
-                    where[query].append(j)
-            groups.append(self._group(members, width, total=total))
-            at += len(members) * width
-        widest = max(map(len, where))
-        if len(groups) == 1 and widest == 1 and groups[0].queries is None:
+            group, queries = self._group(members, total)
+            groups.append(group)
+            owners.append(queries)
+        if len(groups) == 1 and groups[0].queries is None:
             return Plan(groups, None)
-        table = np.array([[*places, *[at] * (widest - len(places))] for places in where])
+        table = _places(np.concatenate(owners), total)
         return Plan(groups, torch.from_numpy(table).to(self._device))
 
-    def _group(self, members: list[_Cell], width: int, *, total: int) -> Group:
-        """One padded rectangle of `width` queries a segment."""
+    def _group(self, members: list[_Cell], total: int) -> tuple[Group, npt.NDArray[np.int64]]:
+        """One padded rectangle, and the query that owns each of its cells, -1 for padding."""
         size, count = self._size, len(members)
         depth = max(len(cell.pages) for cell in members)
+        width = max(len(cell.queries) for cell in members)
         pages = np.array(
             [[*cell.pages, *[cell.pages[-1]] * (depth - len(cell.pages))] for cell in members]
         )
         queries = np.array(
             [[*cell.queries, *[cell.queries[-1]] * (width - len(cell.queries))] for cell in members]
         ).reshape(-1)
+        counts = np.array([[len(cell.queries)] for cell in members])
+        is_padding = (np.arange(width) >= counts).reshape(-1)
         limits = np.array([[cell.limit] for cell in members])
         is_private = members[0].is_private
         if is_private and width > 1:
-            counts = np.array([[len(cell.queries)] for cell in members])
             limits = limits + np.minimum(np.arange(width)[None, :], counts - 1)
         mask, steps = None, None
         if is_private or limits.min() < depth * size:
@@ -233,7 +231,7 @@ class Planner:
             mask = torch.from_numpy(bias).to(self._device, self._dtype).unsqueeze(1)
             steps = torch.from_numpy(limits).to(self._device) if is_private and width == 1 else None
         identity = len(queries) == total and bool((queries == np.arange(total)).all())
-        return Group(
+        group = Group(
             None if identity else torch.from_numpy(queries).to(self._device),
             torch.from_numpy(pages.reshape(-1)).to(self._device),
             self._run(members),
@@ -242,6 +240,7 @@ class Planner:
             mask,
             steps,
         )
+        return group, np.where(is_padding, -1, queries)
 
     def _run(self, members: list[_Cell]) -> tuple[int, int] | None:
         """First page and step, if all members are runs at equal steps inside the pool."""
@@ -256,9 +255,21 @@ class Planner:
         return firsts[0], step
 
 
+def _places(owners: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.int64]:
+    """Which cells each query owns, (total, most of any), filled up with the number of cells."""
+    cells = np.flatnonzero(owners >= 0)
+    cells = cells[np.argsort(owners[cells], kind="stable")]
+    counts = np.bincount(owners[cells], minlength=total)
+    rank = np.arange(len(cells)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.full((total, int(counts.max())), len(owners))
+    table[owners[cells], rank] = cells
+    return table
+
+
 def _is_consecutive(cell: _Cell) -> bool:
-    first = cell.pages[0]
-    return all(page == first + i for i, page in enumerate(cell.pages))
+    pages = cell.pages
+    first, size = pages[0], len(pages)
+    return pages[-1] - first == size - 1 and list(pages) == list(range(first, first + size))
 
 
 def _parts(bucket: list[_Cell]) -> list[list[_Cell]]:
