@@ -49,9 +49,9 @@ class ProcessRun:
     """Settings of a training run; the defaults made the committed weights."""
 
     seed: int = 30
-    epochs: int = 1
-    tokens_per_batch: int = 8192
-    peak_lr: float = 2e-3
+    epochs: int = 2
+    tokens_per_batch: int = 4096
+    peak_lr: float = 1.5e-3
     warmup_steps: int = 50
     device: str = "cpu"
     compile: bool = True
