@@ -296,7 +296,7 @@ def attend(q: torch.Tensor, pages: torch.Tensor, plan: Plan, scale: float) -> to
 
     Args:
         q: (N, Hq, D) rotated queries.
-        pages: (2, Hk, num_pages, P, D) one layer of the pool, the queries' own tokens written.
+        pages: (num_pages, P, Hk, 2 D) one layer of the pool, the queries' own tokens written.
         plan: For this batch.
         scale: Multiplies the scores.
 
@@ -326,18 +326,18 @@ def _partial(
     q: torch.Tensor, pages: torch.Tensor, group: Group, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One group's partial softmax: outputs (S * R, Hq, D) and log-sum-exp (S * R, Hq)."""
-    kv_heads, size, width = pages.shape[1], pages.shape[3], pages.shape[4]
+    size, kv_heads, width = pages.shape[1], pages.shape[2], pages.shape[3] // 2
     count = group.num_segments
     if group.run is not None:
         first, step = group.run
-        both, head, page, slot, unit = pages.stride()
-        shape = (2, count, kv_heads, group.pages_each * size, width)
-        strides = (both, step * page, head, slot, unit)
+        page, slot, head, unit = pages.stride()
+        shape = (count, kv_heads, group.pages_each * size, 2 * width)
+        strides = (step * page, head, slot, unit)
         kv = pages.as_strided(shape, strides, pages.storage_offset() + first * page)
     else:
-        kv = pages.index_select(2, group.pages)  # (2, Hk, S * T / P, P, D)
-        kv = kv.view(2, kv_heads, count, -1, width).transpose(1, 2)
-    k, v = kv[0], kv[1]  # (S, Hk, T, D)
+        kv = pages.index_select(0, group.pages)  # (S * T / P, P, Hk, 2 D)
+        kv = kv.view(count, -1, kv_heads, 2 * width).transpose(1, 2)
+    k, v = kv[..., :width], kv[..., width:]  # (S, Hk, T, D)
     cells = q if group.queries is None else q.index_select(0, group.queries)
     heads = q.shape[1]
     ratio = heads // kv_heads

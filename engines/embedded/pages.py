@@ -1,8 +1,8 @@
 """The KV pool: tensors only.
 
 A page holds the keys and values of `page_tokens` consecutive tokens. A layer is one tensor
-``(2, kv_heads, pages, page_tokens, head_dim)``, keys first: the slots of one head lie in one line
-of memory, so that attention streams through a run of pages instead of hopping between tokens.
+``(pages, page_tokens, kv_heads, 2 * head_dim)``, a token's key in the first half of the last axis:
+pages are whole pieces of memory, so that gathering scattered ones is as fast as copying.
 Slot ``s`` of the flat view is token ``s % page_tokens`` of page ``s // page_tokens``. Who may use
 which page is not known here: see `engines.embedded.accounting`.
 """
@@ -40,14 +40,14 @@ class KvPool:
     ) -> None:
         self.num_pages = num_pages
         self.page_tokens = page_tokens
-        shape = (2, kv_heads, num_pages, page_tokens, head_dim)
+        shape = (num_pages, page_tokens, kv_heads, 2 * head_dim)
         # Zeros, not empty: masked slots are multiplied by a weight of 0, and 0 * NaN would be NaN.
         self.pages = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-        self._slots = [layer.flatten(2, 3) for layer in self.pages]
+        self._slots = [layer.flatten(0, 1) for layer in self.pages]
 
     def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         """Store `k` and `v`, each (N, H, D), at `slots` (N,) int64 of `layer`."""
-        self._slots[layer].index_copy_(2, slots, torch.stack((k, v)).transpose(1, 2))
+        self._slots[layer].index_copy_(0, slots, torch.cat((k, v), dim=-1))
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages, (source, destination) pairs; no destination is a source."""
@@ -57,4 +57,4 @@ class KvPool:
         source = torch.tensor([s for s, _ in pairs], device=device)
         destination = torch.tensor([d for _, d in pairs], device=device)
         for layer in self.pages:
-            layer.index_copy_(2, destination, layer.index_select(2, source))
+            layer.index_copy_(0, destination, layer.index_select(0, source))

@@ -37,10 +37,11 @@ def random_rows(draw: random.Random, size: int, num_pages: int) -> list[Row]:
 
 def dense(q: torch.Tensor, pages: torch.Tensor, rows: list[Row], scale: float) -> torch.Tensor:
     """One query at a time, float64."""
-    size, ratio = pages.shape[3], q.shape[1] // pages.shape[1]
+    size, ratio = pages.shape[1], q.shape[1] // pages.shape[2]
     outs = []
     for row in rows:
-        slots = pages[:, :, [*row.shared, *row.own]].flatten(2, 3).double()
+        slots = pages[[*row.shared, *row.own]].flatten(0, 1).double()  # (T, Hk, 2 D)
+        slots = torch.stack(slots.chunk(2, dim=-1)).transpose(1, 2)  # (2, Hk, T, D)
         slots = slots.repeat_interleave(ratio, dim=1)
         for i in range(row.count):
             end = row.start + i + 1
@@ -63,7 +64,7 @@ def test_tree_attention_is_dense_attention(seed: int, size: int, shape: tuple[in
     num_pages = 160 * (4 if size == 1 else 1)
     rows = random_rows(draw, size, num_pages)
     torch.manual_seed(seed)
-    pages = torch.randn(2, kv_heads, num_pages, size, 8) * draw.choice([0.5, 3.0])
+    pages = torch.randn(num_pages, size, kv_heads, 16) * draw.choice([0.5, 3.0])
     q = torch.randn(sum(row.count for row in rows), heads, 8)
     plan = Planner(num_pages, size, CPU, torch.float32).plan(rows)
     got = attend(q, pages, plan, 8**-0.5)
