@@ -97,6 +97,9 @@ class DecoderConfig:
     context_tokens: int
     is_tied: bool
     has_qk_norm: bool
+    has_qkv_bias: bool
+    has_out_bias: bool
+    has_mlp_bias: bool
     rope: Rope
     eos_ids: frozenset[int]
 
@@ -135,24 +138,7 @@ def read_config(directory: Path) -> DecoderConfig:
         )
     _refuse_unserved(path, raw)
     try:
-        heads = int(raw["num_attention_heads"])
-        hidden = int(raw["hidden_size"])
-        config = DecoderConfig(
-            model_type=kind,
-            vocab_size=int(raw["vocab_size"]),
-            hidden=hidden,
-            layers=int(raw["num_hidden_layers"]),
-            heads=heads,
-            kv_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or hidden // heads),
-            inner=int(raw["intermediate_size"]),
-            eps=float(raw.get("rms_norm_eps", 1e-6)),
-            context_tokens=int(raw.get("max_position_embeddings", 2048)),
-            is_tied=bool(raw.get("tie_word_embeddings", False)),
-            has_qk_norm=kind == "qwen3",
-            rope=_rope(path, raw),
-            eos_ids=_eos_ids(directory, raw),
-        )
+        config = _shapes(path, raw, _eos_ids(directory, raw))
     except KeyError as err:
         raise ModelLoadError(path, f"the key {err.args[0]!r} is missing") from err
     except (TypeError, ValueError) as err:
@@ -163,7 +149,46 @@ def read_config(directory: Path) -> DecoderConfig:
             f"{config.heads} heads over {config.kv_heads} kv heads of width {config.head_dim}: "
             "heads must be a multiple of kv heads, and the width even",
         )
+    for token in config.eos_ids:
+        if not 0 <= token < config.vocab_size:
+            raise ModelLoadError(
+                path, f"eos_token_id {token} is not in 0 … {config.vocab_size - 1}, the vocabulary"
+            )
     return config
+
+
+def _shapes(path: Path, raw: Mapping[str, Any], eos_ids: frozenset[int]) -> DecoderConfig:
+    def count(key: str, default: int | None = None) -> int:
+        given = raw.get(key)
+        if given is None:  # with a default, null stands for it
+            given = raw[key] if default is None else default
+        value = int(given)
+        if value <= 0:
+            raise ModelLoadError(path, f"the key {key!r} must be positive, not {value}")
+        return value
+
+    kind = str(raw["model_type"])
+    heads, hidden = count("num_attention_heads"), count("hidden_size")
+    has_attention_bias = kind != "qwen2" and bool(raw.get("attention_bias", False))
+    return DecoderConfig(
+        model_type=kind,
+        vocab_size=count("vocab_size"),
+        hidden=hidden,
+        layers=count("num_hidden_layers"),
+        heads=heads,
+        kv_heads=count("num_key_value_heads", heads),
+        head_dim=count("head_dim", hidden // heads),
+        inner=count("intermediate_size"),
+        eps=float(raw.get("rms_norm_eps", 1e-6)),
+        context_tokens=count("max_position_embeddings", 2048),
+        is_tied=bool(raw.get("tie_word_embeddings", False)),
+        has_qk_norm=kind == "qwen3",
+        has_qkv_bias=kind == "qwen2" or has_attention_bias,
+        has_out_bias=has_attention_bias,
+        has_mlp_bias=kind == "llama" and bool(raw.get("mlp_bias", False)),
+        rope=_rope(path, raw),
+        eos_ids=eos_ids,
+    )
 
 
 def _refuse_unserved(path: Path, raw: Mapping[str, Any]) -> None:
@@ -183,7 +208,10 @@ def _refuse_unserved(path: Path, raw: Mapping[str, Any]) -> None:
 
 
 def _rope(path: Path, raw: Mapping[str, Any]) -> Rope:
-    options = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    given = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise ModelLoadError(path, f"the rope parameters must be an object, not {given!r}")
+    options = dict(given)
     kind = options.pop("rope_type", options.pop("type", "default")) or "default"
     options.pop("type", None)
     theta = float(options.pop("rope_theta", raw.get("rope_theta", 10000.0)))
@@ -195,6 +223,8 @@ def _rope(path: Path, raw: Mapping[str, Any]) -> Rope:
         raise ModelLoadError(path, "partial_rotary_factor other than 1 is not served")
     if kind == "yarn" and any(options.get(k) for k in ("mscale", "mscale_all_dim")):
         raise ModelLoadError(path, "yarn with mscale is not served")
+    if kind == "yarn" and not options.get("truncate", True):
+        raise ModelLoadError(path, "yarn with truncate off is not served")
     needed = {
         "linear": ("factor",),
         "yarn": ("factor",),
@@ -208,6 +238,10 @@ def _rope(path: Path, raw: Mapping[str, Any]) -> Rope:
     for key in needed.get(kind, ()):
         if key not in options:
             raise ModelLoadError(path, f"rope_type {kind!r} needs the key {key!r}")
+        if not isinstance(options[key], int | float) or options[key] <= 0:
+            raise ModelLoadError(
+                path, f"the rope parameter {key!r} must be above 0, not {options[key]!r}"
+            )
     numbers = {k: float(v) for k, v in options.items() if isinstance(v, int | float)}
     return Rope(kind, theta, numbers)
 

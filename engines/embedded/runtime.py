@@ -122,6 +122,12 @@ class Runtime:
         self.claims = Claims(self.ledger)
         # A sequence alone in the pool must always be able to finish; one page is spare for a copy.
         self.context_tokens = min(config.context_tokens, (pages - 2) * options.page_tokens)
+        if self.context_tokens < 2:
+            raise ModelLoadError(
+                directory,
+                f"engine option kv_tokens {options.kv_tokens} is too small for pages of "
+                f"{options.page_tokens} tokens; at least {4 * options.page_tokens} are needed",
+            )
         # Rows of the logits beyond the tokenizer's vocabulary decode to nothing.
         padding = config.vocab_size - self.tokenizer.size
         self.token_bytes = [*self.tokenizer.token_bytes, *[b""] * padding]
@@ -278,6 +284,8 @@ def _device(directory: Path, name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as err:
         raise ModelLoadError(directory, f"engine option device: {err}") from err
+    if device.type not in ("cpu", "cuda"):
+        raise ModelLoadError(directory, f"device {name!r} is not served; cpu and cuda are")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError(
             directory, f"device {name!r} was asked for, but torch finds no CUDA device"

@@ -43,20 +43,20 @@ class ChatTokenizer:
         except Exception as err:  # the library raises plain Exception
             raise ModelLoadError(path, f"not readable as a tokenizer: {err}") from err
         raw = read_json(path)
-        added = {int(token["id"]): token for token in raw.get("added_tokens", ())}
+        added = {int(token["id"]): token for token in raw.get("added_tokens") or ()}
         self.special_ids = frozenset(i for i, token in added.items() if token.get("special"))
-        self.size = self._fast.get_vocab_size(with_added_tokens=True)
+        ids = self._fast.get_vocab(with_added_tokens=True)
+        self.size = max(ids.values(), default=-1) + 1  # ids may have holes
         self.token_bytes = self._byte_table(raw, added)
-        self.hash = hashlib.blake2b(
-            json.dumps(raw["model"], sort_keys=True).encode(), digest_size=16
-        ).hexdigest()
+        meaning = [sorted(ids.items()), sorted(self.special_ids)]
+        self.hash = hashlib.blake2b(json.dumps(meaning).encode(), digest_size=16).hexdigest()
         config = directory / "tokenizer_config.json"
         self._config = read_json(config) if config.exists() else {}
         self._template = self._read_template(directory)
 
     def encode(self, text: str) -> TokenIds:
         """Ids of `text`, nothing added. Lone surrogates become U+FFFD."""
-        clean = text.encode("utf-8", "replace").decode("utf-8")
+        clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return tuple(self._fast.encode(clean, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -82,7 +82,6 @@ class ChatTokenizer:
             key: self._token_text(self._config.get(key))
             for key in ("bos_token", "eos_token", "unk_token", "pad_token")
         }
-        last = messages[-1].get("content") if messages else None
         try:
             text: str = self._template.render(
                 messages=list(messages),
@@ -90,11 +89,9 @@ class ChatTokenizer:
                 add_generation_prompt=not continue_final,
                 **names,
             )
-        except (TemplateError, TypeError, ValueError) as err:
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as err:
             raise PromptError(f"the chat template refuses these messages: {err}") from err
-        if continue_final and isinstance(last, str) and last in text:
-            text = text[: text.rindex(last) + len(last)]
-        return text
+        return _up_to_final(text, messages) if continue_final else text
 
     @staticmethod
     def _token_text(value: object) -> str:
@@ -104,12 +101,21 @@ class ChatTokenizer:
 
     def _read_template(self, directory: Path) -> Any:
         path = directory / "chat_template.jinja"
-        source = path.read_text("utf-8") if path.exists() else self._config.get("chat_template")
+        source = self._config.get("chat_template")
+        if path.exists():
+            try:
+                source = path.read_text("utf-8")
+            except (OSError, ValueError) as err:
+                raise ModelLoadError(path, f"not readable as text: {err}") from err
         if isinstance(source, list):
-            named = {entry["name"]: entry["template"] for entry in source}
-            source = named.get("default")
+            entries = [entry for entry in source if isinstance(entry, Mapping)]
+            source = next(
+                (e.get("template", e) for e in entries if e.get("name") == "default"), None
+            )
         if not source:
             return None
+        if not isinstance(source, str):
+            raise ModelLoadError(directory, f"the chat template must be text, not {source!r}")
         extensions: list[str | type[Extension]] = [loopcontrols]
         env = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=extensions
@@ -140,6 +146,18 @@ class ChatTokenizer:
             else:
                 table.append(text.replace("\u2581", " ").encode())
         return table
+
+
+def _up_to_final(text: str, messages: Sequence[ChatMessage]) -> str:
+    """A rendered conversation up to the end of its last message, to be continued there."""
+    last = messages[-1].get("content") if messages else None
+    wanted = last.strip() if isinstance(last, str) else ""  # templates like to strip
+    if not wanted or wanted not in text:
+        raise PromptError("cannot continue the final message: it needs text that is rendered")
+    end = text.rindex(wanted) + len(wanted)
+    if isinstance(last, str) and text.startswith(last[len(last.rstrip()) :], end):
+        end += len(last) - len(last.rstrip())
+    return text[:end]
 
 
 def _raise(message: str) -> None:

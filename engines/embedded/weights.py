@@ -7,9 +7,9 @@ is one complex product; attention scores do not change, because q and k are reor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +18,8 @@ from engines.embedded.config import DecoderConfig, read_json
 from engines.errors import ModelLoadError
 
 Tensors = dict[str, torch.Tensor]
+
+_DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def read_tensors(directory: Path) -> Tensors:
         listed = read_json(index).get("weight_map")
         if not isinstance(listed, dict):
             raise ModelLoadError(index, "the key 'weight_map' is missing")
+        if not all(isinstance(name, str) for name in listed.values()):
+            raise ModelLoadError(index, "the key 'weight_map' must map tensors to file names")
         shards = [directory / name for name in sorted(set(listed.values()))]
     else:
         shards = sorted(directory.glob("*.safetensors"))
@@ -90,15 +94,14 @@ class _Reader:
         self._device = device
 
     def get(self, key: str, *shape: int) -> torch.Tensor:
-        tensor = self.maybe(key, *shape)
-        if tensor is None:
-            raise ModelLoadError(self._directory, f"the weights lack the tensor {key!r}")
-        return tensor
-
-    def maybe(self, key: str, *shape: int) -> torch.Tensor | None:
         tensor = self._tensors.get(key)
         if tensor is None:
-            return None
+            raise ModelLoadError(self._directory, f"the weights lack the tensor {key!r}")
+        if tensor.dtype not in _DTYPES:
+            raise ModelLoadError(
+                self._directory,
+                f"tensor {key!r} is stored as {tensor.dtype}; quantised weights are not served",
+            )
         if tuple(tensor.shape) != shape:
             raise ModelLoadError(
                 self._directory,
@@ -146,44 +149,35 @@ def _layer(reader: _Reader, config: DecoderConfig, number: int) -> LayerWeights:
     hidden, inner, width = config.hidden, config.inner, config.head_dim
     rows = {"q": config.heads * width, "k": config.kv_heads * width, "v": config.kv_heads * width}
     matrices = {n: reader.get(f"{at}self_attn.{n}_proj.weight", rows[n], hidden) for n in rows}
-    biases = {n: reader.maybe(f"{at}self_attn.{n}_proj.bias", rows[n]) for n in rows}
+    biases: dict[str, torch.Tensor] = {}
+    if config.has_qkv_bias:
+        biases = {n: reader.get(f"{at}self_attn.{n}_proj.bias", rows[n]) for n in rows}
     norms: dict[str, torch.Tensor | None] = {"q": None, "k": None}
     if config.has_qk_norm:
         for n in norms:
             norms[n] = _to_pairs(reader.get(f"{at}self_attn.{n}_norm.weight", width), width)
     for n in ("q", "k"):
         matrices[n] = _to_pairs(matrices[n], width)
-        bias = biases[n]
-        biases[n] = None if bias is None else _to_pairs(bias, width)
+        if biases:
+            biases[n] = _to_pairs(biases[n], width)
     gate_up = [reader.get(f"{at}mlp.{n}_proj.weight", inner, hidden) for n in ("gate", "up")]
-    mlp_biases = {n: reader.maybe(f"{at}mlp.{n}_proj.bias", inner) for n in ("gate", "up")}
+    mlp_biases = []
+    if config.has_mlp_bias:
+        mlp_biases = [reader.get(f"{at}mlp.{n}_proj.bias", inner) for n in ("gate", "up")]
     return LayerWeights(
         norm_in=reader.get(f"{at}input_layernorm.weight", hidden),
         qkv=torch.cat([matrices[n] for n in "qkv"]),
-        qkv_bias=_joined(biases, matrices),
+        qkv_bias=torch.cat([biases[n] for n in "qkv"]) if biases else None,
         q_norm=norms["q"],
         k_norm=norms["k"],
         out=reader.get(f"{at}self_attn.o_proj.weight", hidden, rows["q"]),
-        out_bias=reader.maybe(f"{at}self_attn.o_proj.bias", hidden),
+        out_bias=reader.get(f"{at}self_attn.o_proj.bias", hidden) if config.has_out_bias else None,
         norm_mlp=reader.get(f"{at}post_attention_layernorm.weight", hidden),
         gate_up=torch.cat(gate_up),
-        gate_up_bias=_joined(mlp_biases, dict(zip(("gate", "up"), gate_up, strict=True))),
+        gate_up_bias=torch.cat(mlp_biases) if mlp_biases else None,
         down=reader.get(f"{at}mlp.down_proj.weight", hidden, inner),
-        down_bias=reader.maybe(f"{at}mlp.down_proj.bias", hidden),
+        down_bias=reader.get(f"{at}mlp.down_proj.bias", hidden) if config.has_mlp_bias else None,
     )
-
-
-def _joined(
-    biases: Mapping[str, torch.Tensor | None], matrices: Mapping[str, torch.Tensor]
-) -> torch.Tensor | None:
-    """Biases of a fused matrix; zeros where only some parts have one."""
-    if all(bias is None for bias in biases.values()):
-        return None
-    parts = []
-    for name, matrix in matrices.items():
-        bias = biases[name]
-        parts.append(matrix.new_zeros(len(matrix)) if bias is None else bias)
-    return torch.cat(parts)
 
 
 def _to_pairs(rows: torch.Tensor, width: int) -> torch.Tensor:
