@@ -48,6 +48,8 @@ def make_strategy(name: str, params: Mapping[str, Any]) -> Strategy[Params]:
         if first["type"] == "extra_forbidden":
             raise UnknownParameter(where, name, kind.Params.model_fields) from err
         is_type = first["type"].endswith(("_type", "_parsing", "_from_float"))
+        if first["type"] == "literal_error":  # also what a number gets where names are taken
+            is_type = not isinstance(first["input"], str)
         why = f"{first['msg']}, got {first['input']!r:.80}"
         raise InvalidParameter(where, name, why, "type" if is_type else "value") from err
     return kind(checked)  # type: ignore[call-arg]  # strategies are built from their parameters

@@ -143,7 +143,6 @@ def _check_context(served: Served, messages: tuple[ChatMessage, ...]) -> None:
 
 def _sampling(request: ChatRequest, served: Served) -> Sampling:
     usual = Sampling()
-    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
     bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
     return Sampling(
         temperature=_or(request.temperature, usual.temperature),
@@ -155,7 +154,7 @@ def _sampling(request: ChatRequest, served: Served) -> Sampling:
         repetition_penalty=_or(request.repetition_penalty, usual.repetition_penalty),
         logit_bias=bias,
         seed=request.seed,
-        stop=stop,
+        stop=wire.stops_of(request),
         stop_token_ids=frozenset(request.stop_token_ids or ()),
         max_tokens=_or(request.max_completion_tokens, request.max_tokens),
         min_tokens=_or(request.min_tokens, usual.min_tokens),

@@ -20,6 +20,10 @@ from server.errors import InvalidRequest, near
 
 MAX_SEED: Final = 2**63 - 1
 
+_MAX_STOPS: Final = 64
+_MAX_STOP_CHARS: Final = 1024
+"""Matching keeps every beginning of every stop string: memory grows with the square of this."""
+
 _STRICT: Final = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 Count = Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -221,6 +225,11 @@ def content_of(message: Message) -> str:
     return "".join(part.text or "" for part in message.content)
 
 
+def stops_of(request: ChatRequest) -> tuple[str, ...]:
+    """The stop strings, however they were given."""
+    return (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+
+
 def _check_unsupported(request: ChatRequest) -> None:
     for name, harmless in HARMLESS.items():
         value = getattr(request, name)
@@ -268,10 +277,14 @@ def _check_together(request: ChatRequest) -> None:
         raise InvalidRequest(
             "stream_options needs stream: true", code="invalid_value", param="stream_options"
         )
-    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    if len(stops) > 64 or not all(stops):
+    stops = stops_of(request)
+    lengths = [len(stop) for stop in stops]
+    if len(stops) > _MAX_STOPS or not all(stops) or sum(lengths) > _MAX_STOP_CHARS:
         raise InvalidRequest(
-            "stop takes up to 64 strings, none of them empty", code="invalid_value", param="stop"
+            f"stop takes up to {_MAX_STOPS} strings, none of them empty, and {_MAX_STOP_CHARS} "
+            "characters in all",
+            code="invalid_value",
+            param="stop",
         )
     for token in request.logit_bias or {}:
         if not (token.isascii() and token.isdigit() and len(token) < 16):
@@ -307,7 +320,7 @@ _CONSTRAINTS: Final = (
 
 def _refusal(err: ValidationError) -> InvalidRequest:
     """The most telling of pydantic's errors, in our words."""
-    problem = err.errors(include_url=False)[0]
+    problem = _deepest(err.errors(include_url=False))
     kind = problem["type"]
     if kind == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {problem['msg']}", code="invalid_json")
@@ -318,8 +331,21 @@ def _refusal(err: ValidationError) -> InvalidRequest:
         return InvalidRequest(message[:1000], code="unknown_parameter", param=param)
     if kind == "missing":
         return InvalidRequest(f"{param} is missing", code="missing_required_parameter", param=param)
-    code = "invalid_value" if kind in _CONSTRAINTS else "invalid_type"
+    is_value = kind in _CONSTRAINTS
+    if kind == "literal_error":  # also what a number gets where names are taken
+        is_value = isinstance(problem["input"], str)
+    code = "invalid_value" if is_value else "invalid_type"
     return InvalidRequest(f"{param or 'the body'}: {problem['msg']}", code=code, param=param)
+
+
+def _deepest(problems: list[ErrorDetails]) -> ErrorDetails:
+    """The first problem, or what is wrong further inside the same field.
+
+    A list with a bad item is first of all no string, where both are taken.
+    """
+    first = _path(problems[0]) or ""
+    same = [one for one in problems if (_path(one) or "").startswith(first)]
+    return max(same, key=lambda one: len(one["loc"]))
 
 
 def _path(problem: ErrorDetails) -> str | None:
