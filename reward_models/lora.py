@@ -20,6 +20,9 @@ _NAME = re.compile(
     r"^base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])(?:\.default)?\.weight$"
 )
 
+_UNSERVED = ("use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
+"""Options of PEFT that change the arithmetic."""
+
 
 def read_file(path: Path) -> Tensors:
     """Tensors of one safetensors file.
@@ -45,12 +48,14 @@ def merge(base: Tensors, directory: Path) -> Tensors:
         config = read_json(directory / "adapter_config.json")
     except ModelLoadError as err:
         raise RewardLoadError(str(err)) from err
-    try:
-        scale = float(config["lora_alpha"]) / float(config["r"])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as err:
+    for option in _UNSERVED:
+        if config.get(option):
+            raise RewardLoadError(f"{directory / 'adapter_config.json'}: {option!r} is not served")
+    rank, alpha = config.get("r", 0), config.get("lora_alpha", 0)
+    if not all(isinstance(n, int | float) and n > 0 for n in (rank, alpha)):
         raise RewardLoadError(
             f"{directory / 'adapter_config.json'}: 'r' and 'lora_alpha' must be numbers above 0"
-        ) from err
+        )
     path = directory / "adapter_model.safetensors"
     pairs: dict[str, Tensors] = {}
     for name, tensor in read_file(path).items():
@@ -63,11 +68,11 @@ def merge(base: Tensors, directory: Path) -> Tensors:
         key = f"{module}.weight"
         if key not in merged or set(pair) != {"A", "B"}:
             raise RewardLoadError(f"{path}: {module!r} needs lora_A, lora_B and a base matrix")
-        delta = pair["B"] @ pair["A"]
-        if delta.shape != merged[key].shape:
+        a, b, rows = tuple(pair["A"].shape), tuple(pair["B"].shape), merged[key].shape
+        if a != (rank, rows[-1]) or b != (rows[0], rank):
             raise RewardLoadError(
-                f"{path}: {module!r} is {tuple(delta.shape)}, "
-                f"but the base has {tuple(merged[key].shape)}"
+                f"{path}: {module!r} is {b} times {a} of rank {rank}, "
+                f"but the base has {tuple(rows)}"
             )
-        merged[key] = merged[key] + scale * delta
+        merged[key] = merged[key] + float(alpha) / float(rank) * (pair["B"] @ pair["A"])
     return merged

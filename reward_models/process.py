@@ -74,6 +74,10 @@ class ProcessRewardModel:
         for name, shape in (("weight", (1, hidden)), ("bias", (1,))):
             if name not in head or tuple(head[name].shape) != shape:
                 raise RewardLoadError(f"{directory / 'head.safetensors'}: {name!r} must be {shape}")
+            if not bool(torch.isfinite(head[name]).all()):
+                raise RewardLoadError(
+                    f"{directory / 'head.safetensors'}: {name!r} holds NaN or infinity"
+                )
         device = self._runtime.decoder.device
         self._weight = head["weight"].float().to(device)[0]
         self._bias = head["bias"].float().to(device)
@@ -149,7 +153,6 @@ class ProcessRewardModel:
         else:
             prompt, tenant = claim.token_ids, claim.tenant
         steps = [self._runtime.tokenizer.encode(step) for step in candidate.steps]
-        steps = [step for step in steps if step]
         tokens = prompt + tuple(token for step in steps for token in step)
         if len(tokens) >= self._runtime.context_tokens:
             return None
@@ -196,7 +199,8 @@ class ProcessRewardModel:
 
 def _keys(tenant: str, tokens: TokenIds, ends: Sequence[int]) -> tuple[bytes, ...]:
     """A key per step, standing for the tenant and all tokens up to the step's end."""
-    digest = hashlib.blake2b(tenant.encode(), digest_size=16)
+    name = tenant.encode()
+    digest = hashlib.blake2b(len(name).to_bytes(8, "little") + name, digest_size=16)
     keys, start = [], 0
     for end in ends:
         digest.update(array("q", tokens[start:end]).tobytes())
