@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from engines.base import Capability, ChatMessage, Engine, Sampling
+from engines.base import Capability, ChatMessage, Engine, Prompt, Sampling
 from reward_models.base import RewardModel
 from search.base import Outcome, StopReason
 from search.branch import Branch
@@ -45,6 +45,7 @@ class RunRequest:
         run_id: Names the run in events and replies.
         tenant: Whose request it is.
         answers: Distinct answers wanted back, best first; at least 1.
+        prompt: The messages as the engine renders them, where somebody rendered them already.
     """
 
     strategy: str
@@ -56,6 +57,7 @@ class RunRequest:
     run_id: str = ""
     tenant: str = ""
     answers: int = 1
+    prompt: Prompt | None = None
 
 
 _Item: TypeAlias = Piece | Result | BaseException
@@ -164,7 +166,9 @@ class Run:
     async def _work(self, *, is_live: bool) -> Result:
         bench = self._bench(is_live=is_live)
         try:
-            prompt = self._engine.render(self.request.messages)
+            prompt = self.request.prompt
+            if prompt is None:
+                prompt = self._engine.render(self.request.messages)
             async with self.budget.in_time():
                 root = await self._engine.open(prompt, tenant=self.request.tenant)
                 bench.claims.open(self.tree.root, root)

@@ -24,7 +24,8 @@ from stores.errors import StoreUnavailable, ValueTooLarge
 log = logging.getLogger("bough.server")
 
 _VERSION: Final = 1
-_NOT_IN_KEY: Final = frozenset({"run_id", "tenant"})
+_NOT_IN_KEY: Final = frozenset({"run_id", "tenant", "prompt"})
+"""The store separates tenants; the messages and the tokenizer determine the prompt."""
 
 
 class ResponseCache:

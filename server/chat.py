@@ -45,7 +45,7 @@ async def chat_completions(request: Request, services: Shared) -> Response:
     arrived_s = time.monotonic()
     body = await read_body(request, services.settings.limits.max_body_bytes)
     run_id = f"run_{uuid.uuid4().hex}"
-    plan = resolve(parse(body), services.catalog, services.settings.limits, run_id)
+    plan = await resolve(parse(body), services.catalog, services.settings.limits, run_id)
     reply = Reply(plan)
     is_stream = bool(plan.wire.stream)
     # a run that cannot be is refused here, before the cache and before anybody waits

@@ -6,12 +6,13 @@ the model's default strategy. A name that nothing answers to is refused; nothing
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from engines.base import ChatMessage, Sampling
+from engines.base import ChatMessage, Prompt, Sampling
 from engines.errors import ContextLengthExceeded
 from reward_models.base import RewardModel
 from search.budget import Limits
@@ -23,6 +24,8 @@ from server.settings import LimitSettings
 from server.wire import Bough, Budget, ChatRequest, Return
 
 _MAX_DRAWN_SEED: Final = 2**31
+_MAX_INLINE_CHARS: Final = 16_384
+"""Longer conversations are rendered in a thread: tokenising them would hold up every stream."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ class Plan:
         return _bough(self.wire).return_ or Return()
 
 
-def resolve(request: ChatRequest, catalog: Catalog, limits: LimitSettings, run_id: str) -> Plan:
+async def resolve(
+    request: ChatRequest, catalog: Catalog, limits: LimitSettings, run_id: str
+) -> Plan:
     """Look everything up and put the server's caps on it.
 
     Raises:
@@ -75,8 +80,9 @@ def resolve(request: ChatRequest, catalog: Catalog, limits: LimitSettings, run_i
     judge = None if judge_id is None else catalog.judge(judge_id)
     params = _params(bough, served, asked)
     _check_caps(request, params, limits)
+    _check_token_ids(request, served)
     messages = tuple(_message(message) for message in request.messages)
-    _check_context(served, messages)
+    prompt = await _rendered(served, messages)
     seed = secrets.randbelow(_MAX_DRAWN_SEED) if request.seed is None else request.seed
     run = RunRequest(
         strategy=asked,
@@ -87,6 +93,7 @@ def resolve(request: ChatRequest, catalog: Catalog, limits: LimitSettings, run_i
         limits=_limits(bough.budget or Budget(), limits),
         run_id=run_id,
         answers=request.n or 1,
+        prompt=prompt,
     )
     return Plan(
         wire=request,
@@ -133,12 +140,34 @@ def _check_cap(value: int | None, most: int, param: str) -> None:
         )
 
 
-def _check_context(served: Served, messages: tuple[ChatMessage, ...]) -> None:
-    """Refuse what cannot be answered before a stream has begun."""
-    prompt = served.engine.render(messages)
-    context_tokens = served.engine.info.context_tokens
+def _check_token_ids(request: ChatRequest, served: Served) -> None:
+    """Refuse ids that the model does not have; a vocabulary of 0 is an unknown one."""
+    size = served.engine.info.vocab_size
+    given = {
+        "logit_bias": map(int, request.logit_bias or {}),
+        "stop_token_ids": request.stop_token_ids or (),
+    }
+    for param, ids in given.items():
+        highest = max(ids, default=-1)
+        if size and highest >= size:
+            raise InvalidRequest(
+                f"{param} names token {highest}; this model has 0 … {size - 1}",
+                code="invalid_value",
+                param=param,
+            )
+
+
+async def _rendered(served: Served, messages: tuple[ChatMessage, ...]) -> Prompt:
+    """The prompt; refuses what cannot be answered before a stream has begun."""
+    engine = served.engine
+    if sum(len(str(message["content"])) for message in messages) > _MAX_INLINE_CHARS:
+        prompt = await asyncio.to_thread(engine.render, messages)
+    else:
+        prompt = engine.render(messages)
+    context_tokens = engine.info.context_tokens
     if isinstance(prompt, tuple) and len(prompt) >= context_tokens:
         raise ContextLengthExceeded(len(prompt), context_tokens)
+    return prompt
 
 
 def _sampling(request: ChatRequest, served: Served) -> Sampling:

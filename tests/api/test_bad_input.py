@@ -82,6 +82,8 @@ ROWS: list[tuple[dict[str, Any], int, str, str | None]] = [
     (body(top_logprobs=21, logprobs=True), 400, "invalid_value", "top_logprobs"),
     (body(top_logprobs=2), 400, "invalid_value", "top_logprobs"),
     (body(logit_bias={"x": 1}), 400, "invalid_value", "logit_bias"),
+    (body(logit_bias={"999999": 1}), 400, "invalid_value", "logit_bias"),
+    (body(stop_token_ids=[3, 999999]), 400, "invalid_value", "stop_token_ids"),
     (body(stop=["a", ""]), 400, "invalid_value", "stop"),
     (body(stop=5), 400, "invalid_type", "stop"),
     (body(stop=["a", 5]), 400, "invalid_type", "stop[1]"),

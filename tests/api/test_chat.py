@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from tests.api.harness import (
     CHAT,
@@ -235,6 +238,26 @@ async def test_a_tiny_budget_still_gives_an_answer(
     assert spent["reward_calls"] <= budget.get("max_reward_calls", 1)
     assert spent["candidates"] <= budget.get("max_candidates", 16)
     assert spent["generated_tokens"] <= budget.get("max_tokens", 1000)
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+async def test_a_prompt_is_rendered_once_and_a_long_one_beside_the_event_loop(
+    app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    engine = app.state.services.catalog.models["echo"].engine
+    threads: list[threading.Thread] = []
+    render = engine.render
+
+    def counted(*given: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        return render(*given, **options)
+
+    monkeypatch.setattr(engine, "render", counted)
+    monkeypatch.setattr(engine, "info", replace(engine.info, context_tokens=10**6))
+    text = "x" * size
+    await ask(client, messages=[{"role": "user", "content": text}], max_tokens=2)
+    (thread,) = threads
+    assert (thread is threading.current_thread()) == (size == 10)
 
 
 async def test_request_ids(client: httpx.AsyncClient) -> None:
