@@ -72,16 +72,28 @@ def test_tree_attention_is_dense_attention(seed: int, size: int, shape: tuple[in
     assert torch.allclose(got.double(), dense(q, pages, rows, 8**-0.5), atol=2e-5, rtol=1e-4)
 
 
+class Elsewhere(torch.Tensor):
+    """Lies on the CPU and says that it does not, so that the portable kernel is taken."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda")
+
+
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_portable_kernel_is_the_fused_one(masked: bool) -> None:
-    """The branch that other devices take, on tensors that only claim to lie elsewhere."""
+@pytest.mark.parametrize("kind", [torch.Tensor, Elsewhere])
+def test_both_kernels_give_the_softmax_and_its_log_sum(
+    kind: type[torch.Tensor], masked: bool
+) -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(3, 2, n, 8) for n in (5, 12, 12))
+    q, k, v = (torch.randn(3, 2, n, 8).as_subclass(kind) for n in (5, 12, 12))
     mask = None
     if masked:
         mask = torch.zeros(3, 1, 1, 12)
         mask[0, ..., 4:] = -torch.inf
     out, lse = softmax_partial(q, k, v, mask, 0.4)
-    scores = q @ k.transpose(-1, -2) * 0.4 + (0 if mask is None else mask)
-    assert torch.allclose(lse, scores.logsumexp(-1), atol=1e-5)
-    assert torch.allclose(out, scores.softmax(-1) @ v, atol=1e-5)
+    scores = q.as_subclass(torch.Tensor) @ k.as_subclass(torch.Tensor).transpose(-1, -2) * 0.4
+    scores = scores if mask is None else scores + mask
+    expected = scores.softmax(-1) @ v.as_subclass(torch.Tensor)
+    assert torch.allclose(lse.as_subclass(torch.Tensor), scores.logsumexp(-1), atol=1e-5)
+    assert torch.allclose(out.as_subclass(torch.Tensor), expected, atol=1e-5)
