@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from engines.base import Delta, EngineInfo, Finish, Sampling, TopLogps
+from engines.base import Capability, Delta, EngineInfo, Finish, Sampling, TopLogps
 from search.branch import Branch, Slot, Step
 from search.budget import Budget, Reservation, level_share
 from search.streaming import Agreement
@@ -124,7 +124,7 @@ class Admission:
         if budget.is_past_deadline:
             budget.cut_at_deadline()
             return [0] * len(wanted)
-        if budget.left("nfe") == 0:
+        if Capability.DENOISE in self._info.capabilities and budget.left("nfe") == 0:
             budget.cut("nfe", 1)
             return [0] * len(wanted)
         left = budget.left("candidates")

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -163,13 +164,22 @@ async def test_candidates_and_reward_calls_are_limited() -> None:
     assert (result.score, result.stop_reason) == (None, "budget")
 
 
-@pytest.mark.parametrize("limits", [{"generated_tokens": 0}, {"candidates": 0}, {"nfe": 0}])
+@pytest.mark.parametrize("limits", [{"generated_tokens": 0}, {"candidates": 0}])
 async def test_nothing_produced_is_an_error(limits: dict[str, int]) -> None:
     engine = ToyEngine(WORDS)
     (name,) = limits
     with pytest.raises(BudgetExhausted, match=name):
         await Run(request("single", **limits), engine=engine).result()
     assert not engine.claims
+
+
+async def test_only_denoisers_spend_denoiser_evaluations() -> None:
+    result = await Run(request("single", nfe=0), engine=ToyEngine(WORDS)).result()
+    assert (result.stop_reason, result.spent.nfe) == ("done", 0)
+    engine = ToyEngine(WORDS)
+    engine.info = replace(engine.info, capabilities=engine.info.capabilities | {Capability.DENOISE})
+    with pytest.raises(BudgetExhausted, match="nfe"):
+        await Run(request("single", nfe=0), engine=engine).result()
 
 
 class Clock:
