@@ -46,10 +46,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     for module in (chat, models, strategies, runs, health, metrics):
         app.include_router(module.router)
-    app.add_api_route("/", _page, include_in_schema=False)
+    app.add_api_route("/", _page, methods=["GET", "HEAD"], include_in_schema=False)
     app.mount("/ui", StaticFiles(directory=_UI), name="ui")
     app.add_middleware(RequestIds)
-    for kind in (ServerError, EngineError, SearchError, RewardError, StoreError, Exception):
+    for kind in (ServerError, EngineError, SearchError, RewardError, StoreError):
         app.add_exception_handler(kind, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
     app.add_exception_handler(RequestValidationError, _refuse_field)
@@ -57,24 +57,35 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 class RequestIds:
-    """Middleware: every response carries X-Request-Id, the client's own where it is plain."""
+    """Middleware: every response carries X-Request-Id, the client's own where it is plain.
+
+    So does the 500 that what nobody expected becomes; the framework's own would be sent without.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on."""
+        """Pass everything on, and answer where an error came instead of a response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
+        has_started = False
 
         async def send_with_id(message: Message) -> None:
+            nonlocal has_started
             if message["type"] == "http.response.start":
+                has_started = True
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as err:  # a bug: whoever asked is told an id, the log has the rest
+            if has_started:
+                raise
+            await _response(describe(err))(scope, receive, send_with_id)
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 
 from engines.errors import EngineClosed
 from reward_models.errors import RewardUnavailable
@@ -35,6 +36,9 @@ router = APIRouter()
 CLIENT_GONE: Final = 499
 """What the log shows for a client that went; nobody receives it."""
 
+UNRESOLVED: Final = "unresolved"
+"""Stands for the strategy of a request that was refused before it named one that there is."""
+
 _DRAIN_FACTOR: Final = 4
 """How much of a body over the limit is read off, in limits, so that the refusal can be received."""
 
@@ -43,34 +47,54 @@ _DRAIN_FACTOR: Final = 4
 async def chat_completions(request: Request, services: Shared) -> Response:
     """Answer a conversation by the strategy that the request names."""
     arrived_s = time.monotonic()
-    body = await read_body(request, services.settings.limits.max_body_bytes)
     run_id = f"run_{uuid.uuid4().hex}"
-    plan = await resolve(parse(body), services.catalog, services.settings.limits, run_id)
+    try:
+        with _refusals(services, UNRESOLVED):
+            body = await read_body(request, services.settings.limits.max_body_bytes)
+            plan = await resolve(parse(body), services.catalog, services.settings.limits, run_id)
+        return await _respond(request, services, plan, arrived_s)
+    except (ClientDisconnect, ClientGone):
+        log.info("run %s: the client went, the run was cancelled", run_id)
+        return Response(status_code=CLIENT_GONE)
+
+
+async def _respond(request: Request, services: Services, plan: Plan, arrived_s: float) -> Response:
     reply = Reply(plan)
     is_stream = bool(plan.wire.stream)
-    # a run that cannot be is refused here, before the cache and before anybody waits
-    run = Run(plan.run, engine=plan.served.engine, judge=plan.judge, store=services.store)
-    if (stored := await services.cache.get(plan)) is not None:
-        services.metrics.requests.labels(plan.asked, "ok").inc()
-        return _from_cache(reply, reply.cached(stored), services, is_stream)
-    ticket = services.admission.enter()
+    with _refusals(services, plan.asked):
+        # a run that cannot be is refused here, before the cache and before anybody waits
+        run = Run(plan.run, engine=plan.served.engine, judge=plan.judge, store=services.store)
+        if (stored := await services.cache.get(plan)) is not None:
+            services.metrics.requests.labels(plan.asked, "ok").inc()
+            return _from_cache(reply, reply.cached(stored), services, is_stream)
+        ticket = services.admission.enter()
     completion = Completion(plan, run, reply, ticket, services, arrived_s)
-    headers = {"X-Bough-Run-Id": run_id, "X-Bough-Strategy": plan.asked}
+    headers = {"X-Bough-Run-Id": plan.run.run_id, "X-Bough-Strategy": plan.asked}
     if is_stream:
         return EventStream(
             completion.frames(),
             heartbeat_s=services.settings.stream.heartbeat_s,
-            greeting=f"bough {run_id}",
+            greeting=f"bough {plan.run.run_id}",
             headers=headers,
             on_end=ticket.release,
         )
     try:
         return JSONResponse(await unless_gone(request, completion.whole()), headers=headers)
-    except ClientGone:
-        log.info("run %s: the client went, the run was cancelled", run_id)
-        return Response(status_code=CLIENT_GONE)
     finally:
         ticket.release()
+
+
+@contextmanager
+def _refusals(services: Services, strategy: str) -> Iterator[None]:
+    """Count what ends a request before it is admitted; from then on its run is counted."""
+    try:
+        yield
+    except ClientDisconnect:
+        services.metrics.requests.labels(strategy, "cancelled").inc()
+        raise
+    except Exception as err:
+        services.metrics.requests.labels(strategy, code_of(err)).inc()
+        raise
 
 
 class Completion:

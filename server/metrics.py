@@ -48,11 +48,11 @@ class Metrics:
         self.registry = CollectorRegistry()
         per_strategy = ["strategy"]
         self.requests = self._counter(
-            "requests", "Completions by strategy and status", ["strategy", "status"]
+            "requests", "Requests by strategy and how they ended", ["strategy", "status"]
         )
         self.request_seconds = Histogram(
             "bough_request_seconds",
-            "From admission to the last byte",
+            "From arrival to the end of the run",
             per_strategy,
             buckets=_SECONDS,
             registry=self.registry,

@@ -90,11 +90,12 @@ class Exchange:
         *,
         headers: Mapping[str, str] | None = None,
         query: str = "",
+        is_whole: bool = True,
     ) -> None:
         self._inbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._outbox: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         data = b"" if sent is None else json.dumps(sent).encode()
-        self._inbox.put_nowait({"type": "http.request", "body": data, "more_body": False})
+        self._inbox.put_nowait({"type": "http.request", "body": data, "more_body": not is_whole})
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.errors import TABLE
 from server.settings import Settings
 from tests.api.harness import CHAT, body, client_of, noisy_settings, serving
 
@@ -26,6 +27,7 @@ ALERTS = DEPLOY / "prometheus" / "alerts.yaml"
 
 _SELECTED = re.compile(r"\b(bough_[a-z0-9_]+)\s*(?:\{([^}]*)\})?")
 _LABEL = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
+_STATUS = re.compile(r'\bstatus(=~|=)\\?"([^"\\]*)')
 _GROUPED = re.compile(r"\b(?:by|on)\s*\(([^)]*)\)")
 
 
@@ -82,6 +84,33 @@ async def test_every_metric_and_label_exists_in_the_server() -> None:
         if all(labels[name] for name, _ in found):
             for group in _GROUPED.findall(expression):
                 assert {label.strip() for label in group.split(",")} <= known, expression
+
+
+def statuses() -> set[str]:
+    """Values that the label `status` can have, of those that the table of errors fixes."""
+    return {"ok", "cancelled"} | {row.code for row in TABLE.values() if isinstance(row.code, str)}
+
+
+def test_every_status_that_is_selected_exists() -> None:
+    selected = [found for used in expressions() for found in _STATUS.findall(used)]
+    assert len(selected) >= 5
+    for operator, value in selected:
+        for one in value.split("|") if operator == "=~" else [re.escape(value)]:
+            assert any(re.fullmatch(one, status) for status in statuses()), f"{one} of {value}"
+
+
+def test_server_errors_are_told_from_refusals() -> None:
+    """The alert on failures selects what is a 5xx, and nothing else."""
+    (rule,) = (
+        rule
+        for group in yaml.safe_load(ALERTS.read_text())["groups"]
+        for rule in group["rules"]
+        if rule["alert"] == "BoughFailing"
+    )
+    ((_, pattern),) = _STATUS.findall(rule["expr"])
+    for row in TABLE.values():
+        if isinstance(row.code, str):
+            assert bool(re.fullmatch(pattern, row.code)) == (row.status >= 500), row.code
 
 
 def test_the_check_would_notice_a_metric_that_is_gone() -> None:

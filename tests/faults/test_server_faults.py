@@ -115,6 +115,17 @@ async def test_a_client_that_goes_while_it_waits_leaves_the_queue() -> None:
         assert await claimed_pages(app) == 0
 
 
+async def test_a_client_that_goes_while_it_sends_is_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving(echo_settings()) as app, client_of(app) as client:
+        exchange = Exchange(app, CHAT, body(), is_whole=False)
+        await exchange.leave()
+        text = (await client.get("/metrics")).text
+        assert 'bough_requests_total{status="cancelled",strategy="unresolved"} 1.0' in text
+    assert "error" not in caplog.text
+
+
 async def test_headers_and_a_comment_come_before_anything_is_decided() -> None:
     async with serving(echo_settings(**SOON)) as app:
         engine = gated(app)
@@ -144,6 +155,8 @@ async def test_overload_is_429_with_the_time_to_come_back() -> None:
         assert int(response.headers["retry-after"]) >= 1
         error = response.json()["error"]
         assert (error["type"], error["code"]) == ("rate_limit_error", "overloaded")
+        text = (await client.get("/metrics")).text
+        assert 'bough_requests_total{status="overloaded",strategy="single"} 1.0' in text
         engine.gate.set()
         await asyncio.wait_for(first.task, 20)
         assert (await client.post(CHAT, json=body())).status_code == 200
@@ -192,6 +205,7 @@ async def test_an_unexpected_failure_tells_nothing_but_an_id(
             assert "secret" not in response.text
             error = chunks_of(response.text)[-1]["error"] if is_stream else response.json()["error"]
             assert (error["type"], error["code"]) == ("server_error", "internal_error")
+            assert response.headers["x-request-id"]
             log_id = error["message"].rsplit(" ", 1)[1]
             assert f"internal error {log_id}" in caplog.text
         assert response.status_code == 200
