@@ -153,6 +153,10 @@ Said = str | None | Callable[[Any], str | None]
 """A fixed text, or one read from the exception."""
 
 _OPAQUE: Final = "the server failed; the log has the details under id {id}"
+_MAX_MESSAGE_CHARS: Final = 1000
+_MAX_PARAM_CHARS: Final = 200
+"""Messages and params quote the request, which may be long."""
+
 _REQUEST: Final = "invalid_request_error"
 _SERVER: Final = "server_error"
 
@@ -268,12 +272,13 @@ def describe(error: Exception) -> WireError:
         message = _OPAQUE.format(id=log_id)
     else:
         message = _read(row.message, error) or type(error).__name__
+    param = _read(row.param, error)
     return WireError(
         status=row.status,
         type=row.type,
         code=code_of(error),
-        message=message,
-        param=_read(row.param, error),
+        message=message[:_MAX_MESSAGE_CHARS],
+        param=None if param is None else param[:_MAX_PARAM_CHARS],
         retry_after_s=error.retry_after_s if isinstance(error, Overloaded) else None,
     )
 

@@ -12,15 +12,18 @@ from stores.errors import StoreUnavailable
 
 router = APIRouter()
 
+_METHODS = ["GET", "HEAD"]
+"""Balancers probe with either."""
 
-@router.get("/health")
-@router.get("/health/live")
+
+@router.api_route("/health", methods=_METHODS)
+@router.api_route("/health/live", methods=_METHODS)
 async def live() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
-@router.get("/health/ready")
+@router.api_route("/health/ready", methods=_METHODS)
 async def ready(services: Shared) -> JSONResponse:
     """Every model can answer. A store that is down degrades, but does not make unready."""
     gone = sorted(services.catalog.gone)

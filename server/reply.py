@@ -176,8 +176,11 @@ class Reply:
         return block
 
     def _ignored(self, result: Result) -> list[str]:
-        """Also `n`, where fewer distinct answers were found than asked for."""
+        """Also `n`, where fewer distinct answers were found, and a judge that was never asked."""
         names = [*self._plan.ignored, *result.ignored]
+        bough = self._plan.wire.bough
+        if bough is not None and bough.reward_model is not None and not result.spent.reward_calls:
+            names.append("bough.reward_model")
         if len(result.answers) < self._plan.run.answers:
             names.append("n")
         return list(dict.fromkeys(names))
@@ -213,11 +216,9 @@ def _delta(
 
 def _token(engine: Engine, token: int, logp: float) -> dict[str, Any]:
     text = engine.decode((token,))
-    return {
-        "token": text,
-        "logprob": max(logp, _LOWEST_LOGP),
-        "bytes": list(text.encode("utf-8", "replace")),
-    }
+    # U+FFFD stands for part of a character, whose bytes engines do not tell
+    data = None if "\ufffd" in text else list(text.encode("utf-8", "replace"))
+    return {"token": text, "logprob": max(logp, _LOWEST_LOGP), "bytes": data}
 
 
 def _candidate(answer: Answer) -> dict[str, Any]:

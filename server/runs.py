@@ -8,14 +8,16 @@ GET /v1/runs/{id}/events  its events as server-sent events, `id:` the event's nu
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import JSONResponse
 
+from search.run import Run
 from search.tree import SearchTree, TreeEvent
-from server.errors import InvalidRequest, describe
+from server.errors import InvalidRequest, RunNotFound, describe
 from server.record import LAST, following, stored
 from server.reply import compact
 from server.services import Services, Shared
@@ -25,13 +27,14 @@ from stores.errors import StoreUnavailable
 router = APIRouter()
 
 _TENANT: Final = ""
+_RUN_ID: Final = re.compile(r"run_[0-9a-f]{1,64}")
 _END: Final = frame("{}", name="end")
 
 
 @router.get("/v1/runs/{run_id}/tree")
 async def tree(run_id: str, services: Shared) -> JSONResponse:
     """The tree as it is now."""
-    run = services.runs.get(run_id)
+    run = _live(services, run_id)
     if run is not None:
         snapshot = run.tree.snapshot()
     else:
@@ -49,7 +52,7 @@ async def events(
 ) -> EventStream:
     """The events after a given one, as they happen; all of them by default."""
     start = _resumed(last_event_id) if after is None else after
-    run = services.runs.get(run_id)
+    run = _live(services, run_id)
     if run is not None:
         source = run.tree.follow(start)
     else:
@@ -58,6 +61,13 @@ async def events(
     return EventStream(
         _frames(source), heartbeat_s=services.settings.stream.heartbeat_s, greeting=run_id
     )
+
+
+def _live(services: Services, run_id: str) -> Run | None:
+    """The run, if it goes on in this replica; what can be no run's id stays out of the store."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise RunNotFound(run_id)
+    return services.runs.get(run_id)
 
 
 def _resumed(last_event_id: str | None) -> int:

@@ -328,7 +328,7 @@ def _refusal(err: ValidationError) -> InvalidRequest:
     if kind == "extra_forbidden":
         known = _siblings(problem["loc"])
         message = f"unknown parameter {param!r}{near(str(problem['loc'][-1]), known)}"
-        return InvalidRequest(message[:1000], code="unknown_parameter", param=param)
+        return InvalidRequest(message, code="unknown_parameter", param=param)
     if kind == "missing":
         return InvalidRequest(f"{param} is missing", code="missing_required_parameter", param=param)
     is_value = kind in _CONSTRAINTS
@@ -356,7 +356,7 @@ def _path(problem: ErrorDetails) -> str | None:
             path += f"[{part}]"
         elif not part.startswith(("list[", "function-", "constrained-")) and part not in _UNIONS:
             path += f".{part}" if path else part
-    return path[:200] or None
+    return path or None
 
 
 _UNIONS: Final = ("str", "int", "float", "bool", "[key]")

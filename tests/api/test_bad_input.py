@@ -235,6 +235,16 @@ async def test_body_over_the_limit_in_pieces(client: httpx.AsyncClient) -> None:
     check(await client.post(CHAT, content=pieces()), 413, "body_too_large", None)
 
 
+@pytest.mark.parametrize("name", ["field", "param"])
+async def test_refusals_do_not_repeat_everything(client: httpx.AsyncClient, name: str) -> None:
+    long = "x" * 100_000
+    sent = body(**{long: 1}) if name == "field" else body(bough={"params": {long: 1}})
+    error = (await client.post(CHAT, json=sent)).json()["error"]
+    assert error["code"] == "unknown_parameter"
+    assert len(error["message"]) <= 1000
+    assert len(error["param"]) <= 200
+
+
 async def test_near_matches_are_named(client: httpx.AsyncClient) -> None:
     asked: list[tuple[dict[str, Any], str]] = [
         (body(model="ecko"), "'echo'"),
@@ -266,6 +276,9 @@ async def test_a_strategy_that_judges_needs_a_judge() -> None:
         ("GET", "/v1/models/echo:nothing", 404, "strategy_not_found"),
         ("GET", "/v1/runs/run_0/tree", 404, "run_not_found"),
         ("GET", "/v1/runs/run_0/events", 404, "run_not_found"),
+        ("GET", f"/v1/runs/run_{'0' * 3000}/tree", 404, "run_not_found"),
+        ("GET", f"/v1/runs/run_{'0' * 3000}/events", 404, "run_not_found"),
+        ("GET", "/v1/runs/%00/tree", 404, "run_not_found"),
         ("GET", "/v1/runs/run_0/events?after=x", 400, "invalid_type"),
         ("GET", "/v1/runs/run_0/events?after=-7", 400, "invalid_value"),
         ("GET", "/ui/../app.py", 404, "not_found"),

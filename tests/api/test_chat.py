@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from typing import Any
@@ -267,7 +268,38 @@ async def test_request_ids(client: httpx.AsyncClient) -> None:
     assert odd.headers["x-request-id"] not in ("", "a b\tc")
 
 
+async def test_a_judge_that_is_never_asked_is_listed(client: httpx.AsyncClient) -> None:
+    judged = {"reward_model": "verifier", "params": {"width": 2}}
+    for strategy, ignored in (("best_of_n", []), ("self_consistency", ["bough.reward_model"])):
+        reply = await ask(client, bough={"strategy": strategy, **judged})
+        assert reply["bough"]["ignored"] == ignored
+
+
+async def test_bytes_of_a_token_are_its_own_or_none(client: httpx.AsyncClient) -> None:
+    messages = [{"role": "user", "content": "aé"}]
+    reply = await ask(client, messages=messages, logprobs=True)
+    rows = reply["choices"][0]["logprobs"]["content"]
+    assert [row["bytes"] for row in rows] == [[97], None, None]
+
+
+async def test_every_refusal_is_counted(client: httpx.AsyncClient) -> None:
+    for sent in (b"{", json.dumps(body(model="x")).encode(), json.dumps(body(n=65)).encode()):
+        await client.post(CHAT, content=sent)
+    await client.post(CHAT, json=body(bough={"params": {"width": 2}}))
+    lines = (await client.get("/metrics")).text.splitlines()
+    for status, strategy in (
+        ("invalid_json", "unresolved"),
+        ("model_not_found", "unresolved"),
+        ("invalid_value", "unresolved"),
+        ("unknown_parameter", "single"),
+    ):
+        assert f'bough_requests_total{{status="{status}",strategy="{strategy}"}} 1.0' in lines
+
+
 async def test_health_and_metrics(client: httpx.AsyncClient) -> None:
+    for path in ("/", "/health", "/health/live", "/health/ready"):
+        head = await client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
     for path in ("/health", "/health/live"):
         assert (await client.get(path)).json() == {"status": "ok"}
     ready = await client.get("/health/ready")
