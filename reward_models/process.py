@@ -1,14 +1,17 @@
-"""A process reward model on the embedded runtime: the chance, after each step, that the answer ends
-right.
+"""A process reward model on the embedded runtime: the chance, after each step, to end right.
 
-The base decoder with an adapter merged in reads the conversation and the answer; a linear head on
-the final-norm hidden state at the last token of a step gives the reward, ``sigmoid(w . h + b)``. It
-owns its KV trie, so a step is read once however many branches share it, and it remembers the value
-of every step it has judged.
+The base decoder, with an adapter merged in where there is one, reads the conversation and the
+answer. With ``h`` its final-norm hidden state at the last token of a step,
+
+    reward = sigmoid(weight @ h + bias + likelihood * sum(log p))
+
+where the sum runs over the answer's tokens up to the end of that step (nats, temperature 1, by the
+same decoder); a head without `likelihood` leaves it out. The judge owns its KV trie, so a step is
+read once however many branches share it, and it remembers the value of every step it has judged.
 
 Source: Let's Verify Step by Step, Lightman et al., arXiv 2305.20050; labels by Monte-Carlo
-    completion as in Math-Shepherd, arXiv
-2312.08935.
+completion as in Math-Shepherd, arXiv 2312.08935; rewards from log-likelihoods, Yuan et al., arXiv
+2412.01981.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -39,15 +42,23 @@ from reward_models.lora import merge, read_file
 _MAX_REMEMBERED: Final = 1 << 17
 
 
+class _Judged(NamedTuple):
+    """What is remembered of a step: its reward, and the answer's log-probability up to its end."""
+
+    value: float
+    logp: float
+
+
 @dataclass(frozen=True)
 class _Reading:
     """One candidate laid out in tokens: `ends[i]` is the length up to and including step i."""
 
     tenant: str
     tokens: TokenIds
+    start: int
     ends: tuple[int, ...]
     keys: tuple[bytes, ...]
-    known: Mapping[bytes, float]
+    known: Mapping[bytes, _Judged]
 
 
 class ProcessRewardModel:
@@ -67,11 +78,15 @@ class ProcessRewardModel:
     def __init__(self, model_id: str, directory: Path, options: RuntimeOptions) -> None:
         card = _card(directory)
         base = (directory / str(card["base"])).resolve()
-        tensors = merge(read_tensors(base), directory)
+        tensors = read_tensors(base)
+        if any(directory.glob("adapter_*")):
+            tensors = merge(tensors, directory)
         self._runtime = Runtime(base, options, tensors=tensors)
         head = read_file(directory / "head.safetensors")
         hidden = self._runtime.config.hidden
-        for name, shape in (("weight", (1, hidden)), ("bias", (1,))):
+        shapes = {"weight": (1, hidden), "bias": (1,), "likelihood": (1,)}
+        head.setdefault("likelihood", torch.zeros(1))
+        for name, shape in shapes.items():
             if name not in head or tuple(head[name].shape) != shape:
                 raise RewardLoadError(f"{directory / 'head.safetensors'}: {name!r} must be {shape}")
             if not bool(torch.isfinite(head[name]).all()):
@@ -81,12 +96,13 @@ class ProcessRewardModel:
         device = self._runtime.decoder.device
         self._weight = head["weight"].float().to(device)[0]
         self._bias = head["bias"].float().to(device)
-        self._values: OrderedDict[bytes, float] = OrderedDict()
+        self._likelihood = float(head["likelihood"])
+        self._judged: OrderedDict[bytes, _Judged] = OrderedDict()
         self.info = RewardInfo(
             model_id=model_id,
             kind=RewardKind.PROCESS,
             tokenizer_hash=self._runtime.tokenizer.hash,
-            parameters=self._runtime.decoder.weights.parameters + hidden + 1,
+            parameters=self._runtime.decoder.weights.parameters + hidden + 2,
         )
 
     async def open(self, messages: Sequence[ChatMessage], *, tenant: str = "") -> Claim:
@@ -118,7 +134,7 @@ class ProcessRewardModel:
         except EngineError as err:
             raise RewardUnavailable(f"{self.info.model_id}: {err}") from err
         computed = dict.fromkeys(wanted, 0)
-        fresh: dict[bytes, float] = {}
+        fresh: dict[bytes, _Judged] = {}
         for key, result in zip(wanted, results, strict=True):
             computed[key] = result.computed_tokens
             fresh.update(result.value)
@@ -158,43 +174,72 @@ class ProcessRewardModel:
             return None
         ends = tuple(accumulate((len(step) for step in steps), initial=len(prompt)))[1:]
         keys = _keys(tenant, tokens, ends)
-        known = {key: self._values[key] for key in keys if key in self._values}
-        return _Reading(tenant, tokens, ends, keys, known)
+        known = {key: self._judged[key] for key in keys if key in self._judged}
+        return _Reading(tenant, tokens, len(prompt), ends, keys, known)
 
     def _request(self, reading: _Reading) -> ReadRequest | None:
         """What must still be run for a candidate; None when every step is remembered."""
-        unknown = [
-            (key, end)
-            for key, end in zip(reading.keys, reading.ends, strict=True)
-            if key not in reading.known
-        ]
-        if not unknown:
+        num_known = next(
+            (i for i, key in enumerate(reading.keys) if key not in reading.known), None
+        )
+        if num_known is None:
             return None
-        first, last = unknown[0][1] - 1, unknown[-1][1]
-        at = [end - 1 - first for _, end in unknown]
+        # Logits for a step's first token come from the token in front of it.
+        before = reading.ends[num_known - 1] if num_known else reading.start
+        logp = reading.known[reading.keys[num_known - 1]].logp if num_known else 0.0
+        keys, ends = reading.keys[num_known:], reading.ends[num_known:]
 
-        def finish(hidden: torch.Tensor) -> list[tuple[bytes, float]]:
-            logits = hidden[at].float() @ self._weight + self._bias
-            values = torch.sigmoid(logits).tolist()
-            return [(key, value) for (key, _), value in zip(unknown, values, strict=True)]
+        def finish(hidden: torch.Tensor) -> list[tuple[bytes, _Judged]]:
+            return self._judge(hidden, reading.tokens[before : ends[-1]], logp, keys, ends)
 
-        return ReadRequest(reading.tenant, reading.tokens[:last], first, finish)
+        return ReadRequest(reading.tenant, reading.tokens[: ends[-1]], before - 1, finish)
+
+    def _judge(
+        self,
+        hidden: torch.Tensor,
+        tokens: TokenIds,
+        logp: float,
+        keys: Sequence[bytes],
+        ends: Sequence[int],
+    ) -> list[tuple[bytes, _Judged]]:
+        """Judge the steps that end at `ends`, the last at the end of `tokens`.
+
+        Args:
+            hidden: (len(tokens) + 1, C) states, from the token in front of `tokens` on.
+            tokens: What is new.
+            logp: Of the answer in front of them.
+            keys: Of the steps.
+            ends: Lengths up to each step's end.
+        """
+        at = [len(tokens) - ends[-1] + end for end in ends]  # rows of `hidden`
+        logits = hidden[at].float() @ self._weight + self._bias
+        sums = torch.zeros(len(at))
+        if self._likelihood:
+            rows = self._runtime.decoder.logits(hidden[:-1]).log_softmax(-1)
+            wanted = torch.tensor(tokens, device=rows.device).unsqueeze(1)
+            new = rows.gather(1, wanted).squeeze(1).cumsum(0)
+            sums = logp + torch.cat((new.new_zeros(1), new))[at]
+            logits = logits + self._likelihood * sums
+        values = torch.sigmoid(logits).tolist()
+        judged = map(_Judged, values, sums.tolist())
+        return list(zip(keys, judged, strict=True))
 
     def _score(
-        self, reading: _Reading | None, fresh: Mapping[bytes, float], computed: dict[bytes, int]
+        self, reading: _Reading | None, fresh: Mapping[bytes, _Judged], computed: dict[bytes, int]
     ) -> Score:
         if reading is None:
             return Score(math.nan)
         if not reading.ends:
             return Score(self.info.low)
-        values = tuple(fresh[key] if key in fresh else reading.known[key] for key in reading.keys)
+        judged = [fresh[key] if key in fresh else reading.known[key] for key in reading.keys]
+        values = tuple(step.value for step in judged)
         # Of equal candidates the first one pays.
         return Score(values[-1], values, computed.pop(reading.keys[-1], 0))
 
-    def _remember(self, fresh: Mapping[bytes, float]) -> None:
-        self._values.update(fresh)
-        while len(self._values) > _MAX_REMEMBERED:
-            self._values.popitem(last=False)
+    def _remember(self, fresh: Mapping[bytes, _Judged]) -> None:
+        self._judged.update(fresh)
+        while len(self._judged) > _MAX_REMEMBERED:
+            self._judged.popitem(last=False)
 
 
 def _keys(tenant: str, tokens: TokenIds, ends: Sequence[int]) -> tuple[bytes, ...]:

@@ -30,5 +30,6 @@ def write_tiny_judge(directory: Path, *, seed: int = 0) -> Path:
         "bias": torch.zeros(1),
     }
     save_file(adapter, judge / "adapter_model.safetensors")
+    head["likelihood"] = torch.full((1,), 0.05)
     save_file(head, judge / "head.safetensors")
     return judge

@@ -58,16 +58,43 @@ def by_hand(directory: Path, judge: ProcessRewardModel, steps: tuple[str, ...]) 
     tokenizer = judge._runtime.tokenizer
     text = tokenizer.render(MESSAGES, tools=None, continue_final=False)
     tokens: TokenIds = tokenizer.encode(text)
-    ends = []
+    ends, start = [], len(tokens)
     for step in steps:
         tokens += tokenizer.encode(step)
         ends.append(len(tokens) - 1)
     with torch.no_grad():
         model.model.layers[0].self_attn.q_proj.weight += config["lora_alpha"] / config["r"] * delta
-        hidden = model.model(torch.tensor([tokens])).last_hidden_state[0, ends]
-        logits = hidden @ head["weight"].T + head["bias"]
+        states = model.model(torch.tensor([tokens])).last_hidden_state[0]
+        logps = model.lm_head(states[:-1]).log_softmax(-1)
+        taken = logps.gather(1, torch.tensor(tokens[1:]).unsqueeze(1))[:, 0]
+        sums = torch.stack([taken[start - 1 : end].sum() for end in ends])
+        logits = states[ends] @ head["weight"].T + head["bias"]
+        logits[:, 0] += head.get("likelihood", torch.zeros(1)) * sums
     values: list[float] = torch.sigmoid(logits)[:, 0].tolist()
     return values
+
+
+async def test_a_head_without_likelihood_reads_states_only(directory: Path) -> None:
+    path = directory / "head.safetensors"
+    head = load_file(path)
+    del head["likelihood"]
+    save_file(head, path)
+    judge = open_judge("prm", str(directory), {"kv_tokens": 2048})
+    (score,) = await judge.score([candidate(*STEPS)])
+    assert score.steps == pytest.approx(by_hand(directory, judge, STEPS), abs=1e-6)
+    await judge.aclose()
+
+
+async def test_without_an_adapter_the_base_itself_reads(directory: Path) -> None:
+    for path in directory.glob("adapter_*"):
+        path.unlink()
+    judge = open_judge("prm", str(directory), {"kv_tokens": 2048})
+    (score,) = await judge.score([candidate(*STEPS)])
+    base = LlamaForCausalLM.from_pretrained(directory.parent / "base", dtype=torch.float32)
+    head = load_file(directory / "head.safetensors")
+    assert judge.info.parameters == base.num_parameters() + head["weight"].numel() + 2
+    assert len(score.steps) == len(STEPS)
+    await judge.aclose()
 
 
 async def test_values_are_those_computed_by_hand(
@@ -109,7 +136,7 @@ async def test_a_longer_prefix_costs_only_its_new_tokens(judge: ProcessRewardMod
         (score,) = await judge.score([candidate(*STEPS[:count])])
         costs.append(score.tokens_computed)
     fresh = [len(judge._runtime.tokenizer.encode(step)) for step in STEPS]
-    assert costs[1:] == fresh[1:]
+    assert costs[1:] == [1 + count for count in fresh[1:]]  # the token in front, for its logits
     assert costs[0] > fresh[0]
     assert judge.stats().tokens_computed == sum(costs)
 
@@ -213,7 +240,7 @@ async def test_the_memory_is_bounded(
 ) -> None:
     monkeypatch.setattr("reward_models.process._MAX_REMEMBERED", 2)
     (first,) = await judge.score([candidate(*STEPS)])
-    assert len(judge._values) == 2
+    assert len(judge._judged) == 2
     (again,) = await judge.score([candidate(*STEPS)])
     assert again.steps == pytest.approx(first.steps, abs=1e-6)
 
