@@ -134,9 +134,13 @@ class BudgetExhausted(SearchError):
         self.what = what
         self.limit = limit
         self.wanted = wanted
-        super().__init__(
-            f"budget of {what} is used up: limit {limit}, {wanted} more needed; raise the limit"
-        )
+        if what == "wall_ms":
+            message = f"the time was up after {limit} ms; raise the deadline"
+        else:
+            message = (
+                f"budget of {what} is used up: limit {limit}, {wanted} more needed; raise the limit"
+            )
+        super().__init__(message)
 
 
 class PluginError(SearchError):

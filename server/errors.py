@@ -198,6 +198,16 @@ def _option(error: engine_errors.UnsupportedByEngine) -> str | None:
     return str(error.capability) if error.capability in options else "bough.strategy"
 
 
+_BUDGET: Final = {
+    "generated_tokens": "max_tokens",
+    "candidates": "max_candidates",
+    "reward_calls": "max_reward_calls",
+    "nfe": "max_nfe",
+    "wall_ms": "deadline_ms",
+}
+"""Wire names of what a budget limits."""
+
+
 TABLE: Final[dict[type[Exception], Row]] = {
     # ours
     ServerError: _bug(),
@@ -233,7 +243,9 @@ TABLE: Final[dict[type[Exception], Row]] = {
         lambda error: error.param,
     ),
     search_errors.MissingRewardModel: _bad("reward_model_required", lambda error: error.param),
-    search_errors.BudgetExhausted: _bad("budget_exhausted", "bough.budget"),
+    search_errors.BudgetExhausted: _bad(
+        "budget_exhausted", lambda error: f"bough.budget.{_BUDGET[error.what]}"
+    ),
     search_errors.PluginError: _bug(),
     search_errors.BrokenContract: _bug(),
     # reward models

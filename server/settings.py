@@ -200,9 +200,7 @@ def add_flags(parser: argparse.ArgumentParser) -> CliSettingsSource[Any]:
     parser.add_argument(
         "--config", metavar="FILE", help=f"TOML file (default: {CONFIG_FILE} if there is one)"
     )
-    return CliSettingsSource(
-        Settings, root_parser=parser, cli_hide_none_type=True, cli_implicit_flags=True
-    )
+    return CliSettingsSource(Settings, root_parser=parser, cli_hide_none_type=True)
 
 
 def load(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from dataclasses import fields
 
 import pytest
 
@@ -13,8 +14,10 @@ import server
 import stores
 from engines.errors import ContextLengthExceeded, EngineError, ModelLoadError, UnsupportedByEngine
 from reward_models.errors import RewardLoadError
-from search.errors import InvalidParameter, UnknownParameter
+from search.budget import Limits
+from search.errors import BudgetExhausted, InvalidParameter, UnknownParameter
 from server.errors import TABLE, Overloaded, code_of, describe, near
+from server.wire import Budget
 
 INTERNAL = {"ClientGone", "ChatFailed"}
 """Exceptions that never meet a response: one ends in its route, one in the terminal's client."""
@@ -75,6 +78,17 @@ def test_what_the_client_can_mend_is_told_in_full() -> None:
         "type": "invalid_type",
         "value": "invalid_value",
     }
+
+
+def test_what_is_used_up_has_its_name_on_the_wire() -> None:
+    wire = describe(BudgetExhausted("wall_ms", 500, 1))
+    assert (wire.code, wire.param) == ("budget_exhausted", "bough.budget.deadline_ms")
+    assert "500 ms" in wire.message
+    named = {
+        (describe(BudgetExhausted(one.name, 1, 1)).param or "").removeprefix("bough.budget.")
+        for one in fields(Limits)
+    }
+    assert named == set(Budget.model_fields)
 
 
 def test_unsupported_names_the_option_or_the_strategy() -> None:

@@ -28,6 +28,16 @@ def loaded(*argv: str) -> Loaded:
     return load(flags, parser.parse_args(argv))
 
 
+@pytest.mark.parametrize("said", ["true", "false"])
+def test_a_flag_takes_the_value_that_the_environment_takes(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_flag = loaded(*ECHO, "--cache.responses", said).settings
+    monkeypatch.setenv("BOUGH_CACHE__RESPONSES", said)
+    assert by_flag == loaded(*ECHO).settings
+    assert by_flag.cache.responses == (said == "true")
+
+
 def test_precedence_and_origins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("port = 1\n[limits]\nmax_n = 2\nmax_width = 3\nmax_candidates = 4\n")
