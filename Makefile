@@ -6,6 +6,8 @@ STAMP := $(VENV)/.ready
 PORT ?= 8000
 URL ?=
 ARGS ?=
+LOAD := --rate 2 --duration-s 30 --mix single=0.5,self_consistency=0.2,best_of_n=0.1,ets=0.2 \
+	--json load-results/load.json --html load-results/load.html
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo serve check fix test test-vllm test-sglang load models bench redis clean
@@ -59,7 +61,7 @@ test-sglang: setup ## tests that need a real SGLang
 	$(BIN)/python -m pytest -q -m sglang $(ARGS) || [ $$? = 5 ]
 
 load: setup ## load-test a server of its own, or URL=…
-	$(BIN)/python -m loadtests.driver $(if $(URL),--url $(URL)) $(ARGS)
+	$(BIN)/python -m loadtests.driver $(if $(URL),--url $(URL)) $(if $(ARGS),$(ARGS),$(LOAD))
 
 models: setup ## train the bundled models again (under three hours on two cores)
 	$(BIN)/python -m models.training $(ARGS)

@@ -67,8 +67,7 @@ class Spend:
         wall_ms: Milliseconds since the run's start.
         reward_tokens: Tokens run through the reward model.
         wasted_tokens: Of `generated_tokens`, those in no usable candidate: drawn past a stop,
-            discarded when a
-            child was cancelled, or belonging to a dropped candidate's last step.
+            discarded when a child was cancelled, or in a dropped candidate's last step.
         dropped: Candidates dropped because their reward failed or was not finite.
     """
 

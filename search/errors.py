@@ -6,9 +6,9 @@ SearchError
 │   ├── UnknownParameter  a name that the strategy does not have; names the near matches
 │   └── InvalidParameter  a value of the wrong type (`kind` "type") or out of bounds ("value")
 ├── MissingRewardModel    the strategy needs a judge, or one of another kind, and has none
-├── BudgetExhausted       nothing may be spent any more; caught by Search, seen only if nothing was
-produced ├── PluginError           an entry point that cannot be imported └── BrokenContract
-a strategy, engine or judge broke its interface; always a bug
+├── BudgetExhausted       nothing may be spent any more; seen only if nothing was produced
+├── PluginError           an entry point that cannot be imported
+└── BrokenContract        a strategy, engine or judge broke its interface; always a bug
 """
 
 from __future__ import annotations

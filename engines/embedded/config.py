@@ -1,8 +1,7 @@
 """Shapes of a dense decoder, read from a Hugging Face `config.json`. No tensors.
 
-Served: Llama, Qwen2 and Qwen3 dense decoders with plain, linear, Llama-3 or YaRN rotary embeddings.
-    Anything else is refused by
-name rather than computed wrongly.
+Served: Llama, Qwen2 and Qwen3 dense decoders with plain, linear, Llama-3 or YaRN rotary
+embeddings. Anything else is refused by name rather than computed wrongly.
 """
 
 from __future__ import annotations

@@ -257,6 +257,10 @@ class EmbeddedEngine:
                 raise UnsupportedByEngine(
                     "logit_bias", self.info.model_id, f"token {token} is not in 0 … {size - 1}"
                 )
+        if len(how.ban_ids | (self.info.eos_ids if how.min_tokens else frozenset())) >= size:
+            raise UnsupportedByEngine(
+                "ban_ids", self.info.model_id, f"all {size} tokens are banned: allow some"
+            )
 
     def _limit(self, claim: PageClaim, how: Sampling) -> tuple[int, Finish | None]:
         """Length at which generation stops; with a reason when that is now."""

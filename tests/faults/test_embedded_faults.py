@@ -337,6 +337,9 @@ async def test_a_bad_request_hurts_nobody_else(
     for how in (Sampling(logit_bias={10**6: 1.0}), Sampling(ban_ids=frozenset({-1}))):
         with pytest.raises(UnsupportedByEngine, match="not in 0"):
             await exhaust(engine, prefix, how)
+    everything = frozenset(range(engine.info.vocab_size))
+    with pytest.raises(UnsupportedByEngine, match="all"):
+        await exhaust(engine, prefix, Sampling(ban_ids=everything))
     with pytest.raises(TypeError, match="prefix of this engine"):
         await engine.score(cast("Prefix", object()), PROMPT)
     # A stop id that no token has can never stop anything, which is no reason to refuse it.
