@@ -99,9 +99,18 @@ async function stream(run, bubble) {
     if (chunk.bough) last = chunk.bough;
   }
   if (last) showFooter(bubble, last);
-  view.show(await getJson(`/v1/runs/${runId}/tree`));
-  showFigures(last);
+  await showTree(runId, last);
   return text.data;
+}
+
+/* The whole tree of a run that ended; the answer stands whether or not it can still be had. */
+async function showTree(runId, bough) {
+  try {
+    view.show(await getJson(`/v1/runs/${runId}/tree`));
+    showFigures(bough);
+  } catch (error) {
+    byId("figures").textContent = `No tree: ${error.message}`;
+  }
 }
 
 /* The JSON of every data frame of an event stream. */

@@ -45,6 +45,15 @@ def test_asking_draws_the_tree(page: Page) -> None:
     assert "5 branches, depth 1" in texts(page, "#figures")[0]
 
 
+def test_an_answer_stands_without_its_tree(page: Page) -> None:
+    page.run("getJson = async () => { throw new Error('the run is gone'); }")
+    page.run("byId('send').click()")
+    page.until("document.querySelector('footer') && byId('stop').hidden")
+    assert texts(page, "#messages .error") == []
+    assert page.run("conversation.length") == 2
+    assert texts(page, "#figures") == ["No tree: the run is gone"]
+
+
 def test_a_branch_shows_its_score_and_its_text(page: Page) -> None:
     page.run("byId('send').click()")
     page.until("document.querySelector('footer') && byId('stop').hidden")
