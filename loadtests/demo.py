@@ -12,18 +12,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import re
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -31,13 +24,11 @@ from openai import AsyncOpenAI, OpenAIError
 from rich.console import Console
 from rich.table import Table
 
+from loadtests.own_server import ServerDidNotStart, own_server
 from models.tasks import TASKS, sums
 from models.tasks.base import messages_of
 
-_ROOT: Final = Path(__file__).resolve().parents[1]
 _MODEL: Final = "sapling-sums"
-_START_S: Final = 180.0
-_STOP_S: Final = 20.0
 _CLAIMED: Final = re.compile(r'^bough_kv_pages\{[^}]*state="claimed"[^}]*\} ([0-9.e+]+)$', re.M)
 
 
@@ -66,44 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     console = Console() if sys.stdout.isatty() else Console(width=100)
     try:
-        with running_server() as url:
+        with own_server(is_apart=True) as url:
             console.print(f"serving {_MODEL} on {url}")
             rows = asyncio.run(ask_all(url, _MODEL, given.problems, given.seed, console))
-    except (DemoError, httpx.HTTPError) as err:
+    except (DemoError, ServerDidNotStart, httpx.HTTPError) as err:
         print(f"demo: {err}", file=sys.stderr)
         return 1
     console.print(table_of(rows, given.problems))
     return 0
-
-
-@contextmanager
-def running_server(flags: Sequence[str] = ()) -> Iterator[str]:
-    """A server of one's own; its URL. It is gone when the block ends.
-
-    Args:
-        flags: More arguments of ``bough serve``; without any it has the default settings.
-
-    Raises:
-        DemoError: It ended by itself, or was not ready in time.
-    """
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}"
-    # Settings come from flags alone: neither this machine's variables nor a file of the folder.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("BOUGH_")}
-    inherited = [env["PYTHONPATH"]] if env.get("PYTHONPATH") else []
-    env["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *inherited])
-    command = [sys.executable, "-m", "server.cli", "serve", "--host", "127.0.0.1"]
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "server.log"
-        with log.open("wb") as out:
-            server = subprocess.Popen(
-                [*command, "--port", str(port), *flags], cwd=folder, env=env, stdout=out, stderr=out
-            )
-        try:
-            _wait_ready(server, url, log)
-            yield url
-        finally:
-            _stop(server)
 
 
 async def ask_all(
@@ -191,40 +152,6 @@ async def _check_claims(http: httpx.AsyncClient) -> None:
             return
         await asyncio.sleep(0.1)
     raise DemoError(f"KV pages claimed while nothing runs, by engine: {claimed or 'no metric'}")
-
-
-def _wait_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + _START_S
-    while time.monotonic() < end:
-        if server.poll() is not None:
-            raise DemoError(f"the server ended with code {server.returncode}:\n{_tail(log)}")
-        try:
-            if httpx.get(f"{url}/health/ready", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass  # not listening yet
-        time.sleep(0.1)
-    raise DemoError(f"the server was not ready after {_START_S:.0f} s:\n{_tail(log)}")
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    if server.poll() is None:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
-
-
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-20:])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

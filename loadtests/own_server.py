@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,10 +10,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Final
 
 import httpx
 
+_ROOT: Final = Path(__file__).resolve().parents[1]
 START_S: Final = 180.0
 STOP_S: Final = 20.0
 
@@ -22,12 +25,16 @@ class ServerDidNotStart(RuntimeError):
 
 
 @contextmanager
-def own_server(arguments: Sequence[str] = (), *, start_s: float = START_S) -> Iterator[str]:
+def own_server(
+    arguments: Sequence[str] = (), *, start_s: float = START_S, is_apart: bool = False
+) -> Iterator[str]:
     """The URL of a server that is ready; it has ended when the block is left, however it is left.
 
     Args:
         arguments: More arguments of `bough serve`.
         start_s: How long to wait for it to be ready.
+        is_apart: Whether its settings come from `arguments` alone, and neither from this machine's
+            variables nor from a file of the working directory.
 
     Raises:
         ServerDidNotStart: It ended early or was never ready.
@@ -35,14 +42,26 @@ def own_server(arguments: Sequence[str] = (), *, start_s: float = START_S) -> It
     port = _free_port()
     command = [sys.executable, "-m", "server.cli", "serve"]
     command += ["--host", "127.0.0.1", "--port", str(port), *arguments]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory() as empty:
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=empty if is_apart else None,
+            env=_bare_environment() if is_apart else None,
+        )
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_until_ready(url, process, log, start_s)
             yield url
         finally:
             _end(process)
+
+
+def _bare_environment() -> dict[str, str]:
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("BOUGH_")}
+    paths = [str(_ROOT), *filter(None, [bare.get("PYTHONPATH")])]
+    return bare | {"PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _wait_until_ready(

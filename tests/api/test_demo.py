@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from loadtests import demo
+from loadtests.own_server import ServerDidNotStart, own_server
 
 CONFIG = """
 [models.echo]
@@ -22,7 +23,7 @@ async def test_every_strategy_is_asked_and_the_server_is_gone_afterwards(tmp_pat
     quiet = Console(file=io.StringIO(), width=100)
     config = tmp_path / "bough.toml"
     config.write_text(CONFIG)
-    with demo.running_server(("--config", str(config))) as url:
+    with own_server(("--config", str(config)), is_apart=True) as url:
         rows = await demo.ask_all(url, "echo", 2, 7, quiet)
     assert set(rows) >= {"single", "best_of_n", "self_consistency", "beam", "ets"}
     for row in rows.values():
@@ -36,10 +37,20 @@ async def test_every_strategy_is_asked_and_the_server_is_gone_afterwards(tmp_pat
     assert "0 of 2" in quiet.file.getvalue()
 
 
+def test_a_server_apart_takes_settings_from_its_arguments_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("BOUGH_ENGINE__KIND", "nonsense")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bough.toml").write_text("nonsense = 1\n")
+    with own_server(("--engine.kind", "echo"), is_apart=True) as url:
+        assert demo.httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "echo"
+
+
 def test_a_server_that_cannot_start_is_one_message() -> None:
     with (
-        pytest.raises(demo.DemoError, match="ended with code 1"),
-        demo.running_server(("--engine.kind", "embedded", "--engine.model", "/nowhere")),
+        pytest.raises(ServerDidNotStart, match="ended with status 1"),
+        own_server(("--engine.kind", "embedded", "--engine.model", "/nowhere")),
     ):
         pass
 
