@@ -90,9 +90,11 @@ async def _elsewhere(
     last = known[-1]
     if last.kind != LAST:
         patience_s = services.settings.limits.max_run_s
-        start = max(after, last.number)
-        async for event in following(services.store, run_id, _TENANT, start, patience_s):
-            yield event
+        # from the last known one, however far `after` is: the run's end must not be passed over
+        store = services.store
+        async for event in following(store, run_id, _TENANT, last.number, patience_s):
+            if event.number > after:
+                yield event
 
 
 async def _frames(source: AsyncIterator[TreeEvent]) -> AsyncGenerator[bytes]:

@@ -111,8 +111,12 @@ async def test_another_replica_follows_a_run_through_the_store() -> None:
         while not await shared.read_events(f"run:{run_id}", tenant=""):
             await exchange.frame()
         async with client_of(two) as client:
-            following = asyncio.ensure_future(client.get(f"/v1/runs/{run_id}/events"))
-            found = events_of((await following).text)
+            url = f"/v1/runs/{run_id}/events"
+            following = [client.get(url), client.get(url, params={"after": 10**30})]
+            whole, beyond = await asyncio.wait_for(asyncio.gather(*following), 20)
+            found = events_of(whole.text)
+            assert events_of(beyond.text) == []
+            assert beyond.text.endswith("event: end\ndata: {}\n\n")
             await exchange.task
             await one.state.services.runs.drain()
             tree = (await client.get(f"/v1/runs/{run_id}/tree")).json()
