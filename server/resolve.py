@@ -24,6 +24,9 @@ from server.settings import LimitSettings
 from server.wire import Bough, Budget, ChatRequest, Return
 
 _MAX_DRAWN_SEED: Final = 2**31
+_MESSAGE_CHARS: Final = 32
+"""What a template makes of a message beside its content takes about as long as so much text."""
+
 _MAX_INLINE_CHARS: Final = 16_384
 """Longer conversations are rendered in a thread: tokenising them would hold up every stream."""
 
@@ -160,7 +163,8 @@ def _check_token_ids(request: ChatRequest, served: Served) -> None:
 async def _rendered(served: Served, messages: tuple[ChatMessage, ...]) -> Prompt:
     """The prompt; refuses what cannot be answered before a stream has begun."""
     engine = served.engine
-    if sum(len(str(message["content"])) for message in messages) > _MAX_INLINE_CHARS:
+    size = sum(_MESSAGE_CHARS + len(str(message["content"])) for message in messages)
+    if size > _MAX_INLINE_CHARS:
         prompt = await asyncio.to_thread(engine.render, messages)
     else:
         prompt = engine.render(messages)

@@ -57,7 +57,9 @@ class ChatTokenizer:
     def encode(self, text: str) -> TokenIds:
         """Ids of `text`, nothing added. Lone surrogates become U+FFFD."""
         clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return tuple(self._fast.encode(clean, add_special_tokens=False).ids)
+        # unlike `encode`, the library's batch form lets other threads run meanwhile
+        [encoded] = self._fast.encode_batch_fast([clean], add_special_tokens=False)
+        return tuple(encoded.ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens have none, and broken UTF-8 shows as U+FFFD."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +245,13 @@ def test_a_final_message_that_cannot_be_continued_is_refused(tmp_path: Path, con
     tokenizer = with_template(tmp_path, "{% for m in messages %}{{ m.role }}<end>{% endfor %}")
     with pytest.raises(PromptError, match="continue"):
         render(tokenizer, [{"role": "assistant", "content": content}], continue_final=True)
+
+
+def test_encoding_lets_other_threads_run(bytewise: ChatTokenizer) -> None:
+    thread = threading.Thread(target=bytewise.encode, args=("a few words " * 10_000,))
+    thread.start()
+    steps = 0
+    while thread.is_alive():
+        steps += 1
+        time.sleep(0)
+    assert steps > 10  # one or two where the library keeps the interpreter to itself
