@@ -30,14 +30,13 @@ from models.evaluate import (
 )
 from models.tasks.base import solution_of
 from models.training.batches import Chat
-from models.training.cards import Facts, write_generator, write_process
-from models.training.generator import STAGES, Stage, train_stage
+from models.training.cards import DECODER, Facts, write_generator, write_process
+from models.training.generator import JUDGE_STAGE, STAGES, Stage, train_stage
 from models.training.measure import TorchGenerate, TorchJudge, load_chat
 from models.training.network import Llama, Shape, load_checkpoint, save_checkpoint
 from models.training.process_data import RolloutRun, process_rows
 from models.training.tokenizer import save_tokenizer, train_tokenizer
-from reward_models.training.adapter import AdapterShape, add_adapter, save_adapter
-from reward_models.training.process import ProcessRun, StepHead, save_head, train_process
+from reward_models.training.process import StepHead, fit_head, read_rows, save_head
 
 TOKENIZER_SEED = 0
 NETWORK_SEED = 20
@@ -87,23 +86,28 @@ def make_generator(directory: Path, device: str, is_compiled: bool, scale: float
 def make_process(
     base: Path, directory: Path, device: str, is_compiled: bool, scale: float
 ) -> dict[str, float]:
-    """Sample rollouts, train adapter and head; returns the minutes of both."""
-    chat, network = load_chat(base), load_checkpoint(base, device)
-    rollouts, run = RolloutRun(), ProcessRun(device=device, compile=is_compiled)
-    print(f"seeds: rollouts {rollouts.seed}, process reward model {run.seed}")
+    """Train the judge's decoder, sample the generator's rollouts, fit the head; the minutes."""
+    chat, network, run = load_chat(base), load_checkpoint(base, device), RolloutRun()
+    print(f"seeds: judge {JUDGE_STAGE.seed}, rollouts {run.seed}")
     started = time.monotonic()
-    num_problems = max(8, round(rollouts.num_problems * scale))
-    rows = process_rows(network, chat, dataclasses.replace(rollouts, num_problems=num_problems))
+    decoder, at = load_checkpoint(base, device).train(), directory / DECODER
+    at.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base / name, at / name)
+    stage = dataclasses.replace(JUDGE_STAGE, steps=max(1, round(JUDGE_STAGE.steps * scale)))
+    train_stage(stage, decoder, chat, at, device=device, is_compiled=is_compiled)
+    decoder = load_checkpoint(at, device)  # as rounded
+    trained = time.monotonic()
+    num_problems = max(8, round(run.num_problems * scale))
+    rows = process_rows(network, chat, dataclasses.replace(run, num_problems=num_problems))
     sampled = time.monotonic()
-    torch.manual_seed(run.seed)
-    shape = AdapterShape()
-    trained = add_adapter(network, shape)
     head = StepHead(network.shape.hidden_size).to(device)
-    train_process(run, network, head, trained, rows, pad_id=chat.pad_id)
-    save_adapter(network, shape, directory, "../sapling_sums")
+    read = read_rows(decoder, rows, pad_id=chat.pad_id, device=device)
+    print(f"head: {len(read[1])} steps, loss {fit_head(head, read, run.l2):.4f}")
     save_head(head, directory)
     return {
-        "rollout_minutes": (sampled - started) / 60,
+        "judge_minutes": (trained - started) / 60,
+        "rollout_minutes": (sampled - trained) / 60,
         "process_minutes": (time.monotonic() - sampled) / 60,
     }
 
@@ -121,7 +125,7 @@ def write_cards(
     chat = load_chat(base)
     network = load_checkpoint(base, device)
     generate = TorchGenerate(network, chat, seed=seed)
-    judged = TorchJudge.load(base, judge, device)
+    judged = TorchJudge.load(judge, device)
 
     async def measure() -> tuple[dict[str, Measured], dict[str, Measured]]:
         of_generator = {
@@ -132,7 +136,7 @@ def write_cards(
         of_generator["single, temperature 1"] = picked.pop("single")
         of_judge = {
             "prm_auroc": await step_auroc(generate, judged, n=n, seed=seed),
-            "prm_auroc_mc": await step_auroc_mc(generate, judged, n=max(1, n // 4), seed=seed),
+            "prm_auroc_mc": await step_auroc_mc(generate, judged, n=max(1, n // 8), seed=seed),
             **{f"{name} of 16": figure for name, figure in picked.items()},
         }
         return of_generator, of_judge
@@ -140,18 +144,20 @@ def write_cards(
     of_generator, of_judge = asyncio.run(measure())
     values = {
         "generator_minutes": float("nan"),
+        "judge_minutes": float("nan"),
         "rollout_minutes": float("nan"),
         "process_minutes": float("nan"),
         **minutes,
         **_sizes(chat, network, seed),
         "hardware": hardware,
         "seed": seed,
-        "adapter": _adapter_words(AdapterShape()),
     }
     stages = "; ".join(_stage_words(stage) for stage in STAGES)
     data = f"Tokenizer seed {TOKENIZER_SEED}, weights seed {NETWORK_SEED}."
     write_generator(base, Facts({**values, "data": data, "training": stages + "."}, of_generator))
-    data, training = _rollout_words(RolloutRun()), _process_words(ProcessRun())
+    run = RolloutRun()
+    data = _rollout_words(run)
+    training = f"decoder: {_stage_words(JUDGE_STAGE)}; head: L-BFGS, l2 {run.l2:g}."
     write_process(judge, Facts({**values, "data": data, "training": training}, of_judge))
     for name, figure in {**of_generator, **of_judge}.items():
         print(f"{name}: {figure.value:.4f} [{figure.low:.4f}, {figure.high:.4f}] n={figure.n}")
@@ -184,19 +190,8 @@ def _stage_words(stage: Stage) -> str:
     )
 
 
-def _adapter_words(shape: AdapterShape) -> str:
-    return f"LoRA of rank {shape.rank} on all linear layers"
-
-
 def _rollout_words(run: RolloutRun) -> str:
     return f"{run.num_problems:,} problems, {run.num_samples} completions each, seed {run.seed}."
-
-
-def _process_words(run: ProcessRun) -> str:
-    return (
-        f"{run.epochs} epoch(s) over the distinct completions, batches of {run.tokens_per_batch} "
-        f"tokens, AdamW, learning rate {run.peak_lr:g}, falling to nothing; seed {run.seed}."
-    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -43,6 +43,9 @@ STAGES = (
 )
 """What made the committed weights."""
 
+JUDGE_STAGE = Stage("judge", 23, 1900, (sums.RELEASED,), (1.0,), 50, 0.9)
+"""What the reward model's decoder was trained further, so that it knows more than its policy."""
+
 
 def learning_rate(stage: Stage, step: int) -> float:
     """Linear warm-up, a plateau, then a linear fall to a fiftieth (WSD)."""

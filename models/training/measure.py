@@ -14,11 +14,11 @@ from tokenizers import Tokenizer
 
 from models.evaluate import Messages
 from models.training.batches import Chat
+from models.training.cards import DECODER
 from models.training.network import Llama, load_checkpoint
 from models.training.rollouts import sample
 from models.training.tokenizer import END
-from reward_models.training.adapter import merge_adapter
-from reward_models.training.process import StepHead, load_head
+from reward_models.training.process import StepHead, likelihood_sums, load_head
 
 
 def load_chat(directory: Path) -> Chat:
@@ -77,15 +77,15 @@ class TorchJudge:
     """A ``models.evaluate.Judge`` over a network with a head."""
 
     def __init__(self, network: Llama, head: StepHead, chat: Chat) -> None:
-        """The network has the adapter merged already."""
+        """A decoder and the head over it."""
         self._network, self._head, self._chat = network, head, chat
 
     @classmethod
-    def load(cls, base: Path, directory: Path, device: str = "cpu") -> TorchJudge:
-        """Read a base directory and a reward model's directory over it."""
-        network = load_checkpoint(base, device)
-        merge_adapter(network, directory)
-        return cls(network, load_head(directory).to(device), load_chat(base))
+    def load(cls, directory: Path, device: str = "cpu") -> TorchJudge:
+        """Read a reward model's directory."""
+        decoder = directory / DECODER
+        network = load_checkpoint(decoder, device)
+        return cls(network, load_head(directory).to(device), load_chat(decoder))
 
     async def __call__(self, messages: Messages, steps: list[str]) -> list[float]:
         """The reward of each step."""
@@ -96,9 +96,10 @@ class TorchJudge:
         """Rewards of the steps of many answers, a batch at a time."""
         results: list[list[float]] = []
         for start in range(0, len(answers), 128):
-            rows, ends = [], []
+            rows, ends, starts = [], [], []
             for messages, steps in answers[start : start + 128]:
                 row, at = render(self._chat, messages, ""), []
+                starts.append(len(row))
                 for step in steps:
                     row += self._chat.encode(step)
                     at.append(len(row) - 1)
@@ -107,6 +108,8 @@ class TorchJudge:
             width = max(len(row) for row in rows)
             padded = [row + [self._chat.pad_id] * (width - len(row)) for row in rows]
             ids = torch.tensor(padded, device=self._network.cos.device)
-            read = torch.sigmoid(self._head(self._network.hidden(ids))).cpu()  # (rows, width)
+            hidden = self._network.hidden(ids)
+            so_far = likelihood_sums(self._network, hidden, ids, torch.tensor(starts).to(ids))
+            read = torch.sigmoid(self._head(hidden, so_far)).cpu()  # (rows, width)
             results += [[float(read[i, at]) for at in of_row] for i, of_row in enumerate(ends)]
         return results

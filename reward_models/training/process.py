@@ -1,24 +1,29 @@
-"""Trains a process reward model: a head that reads how likely each step still ends right.
+"""Trains a process reward model: how likely an answer, cut after a step, still ends right.
 
-The reading is the base's final-norm hidden state at the last token of a step; the reward is the
-sigmoid of a linear head on it. Targets are probabilities, for example shares of Monte-Carlo
-completions that ended right, and the loss is the cross-entropy with them, whose minimum is the
-true probability. It knows neither tasks nor tokenizers: rows are token ids and targets.
+With ``h`` the network's final-norm hidden state at the last token of a step, and ``log p`` the
+network's own log-probability (nats, temperature 1) of each answer token up to and including it,
+
+    reward = sigmoid(weight @ h + bias + likelihood * sum(log p))
+
+The sum sees what a single hidden state cannot: a token is known to be a slip only by comparing it
+with what the last layer expected one token before, and no layer is left to do so. Targets are
+probabilities, for example shares of Monte-Carlo completions that ended right, and the loss is
+the cross-entropy with them, whose minimum is the true probability. The network itself stays as it
+is; only the head is fitted. It knows neither tasks nor tokenizers: rows are token ids and targets.
 
 Source: Lightman et al., arXiv 2305.20050 (step rewards); Wang et al., "Math-Shepherd",
-arXiv 2312.08935, section 3.3 (targets from completions).
-Differs: soft targets; every token of the answer is a weak target too, so that a step that was cut
-short can be read as well.
+arXiv 2312.08935 (targets from completions); Yuan et al., "Free process rewards without process
+labels", arXiv 2412.01981 (rewards from trained log-likelihoods).
+Differs: one frozen network instead of a trained ratio of two, a value head beside it, and soft
+targets.
 """
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +35,13 @@ HEAD_FILE = "head.safetensors"
 
 
 class HiddenNetwork(Protocol):
-    """A network that shows its final-norm hidden states; also an ``nn.Module``."""
+    """A language model that shows its final-norm hidden states; also an ``nn.Module``."""
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Token ids (rows, tokens) to hidden states (rows, tokens, hidden)."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (…, hidden) to next-token logits (…, vocabulary)."""
 
 
 @dataclass(frozen=True)
@@ -41,38 +49,44 @@ class ProcessRow:
     """A conversation with its targets: ``targets[i] = (position, probability, weight)``."""
 
     ids: tuple[int, ...]
+    start: int
+    """Position of the answer's first token."""
     targets: tuple[tuple[int, float, float], ...]
 
 
-@dataclass(frozen=True)
-class ProcessRun:
-    """Settings of a training run; the defaults made the committed weights."""
-
-    seed: int = 30
-    epochs: int = 2
-    tokens_per_batch: int = 4096
-    peak_lr: float = 1.5e-3
-    warmup_steps: int = 50
-    device: str = "cpu"
-    compile: bool = True
-
-
 class StepHead(nn.Module):
-    """A linear reading of a hidden state."""
+    """Reads a reward from a hidden state and the answer's log-likelihood so far."""
 
     def __init__(self, hidden_size: int) -> None:
-        """Start at probability one half everywhere."""
+        """Start from the likelihood alone: probability ``e / (1 + e)`` where nothing slipped."""
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, hidden_size))
-        self.bias = nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.ones(1))
+        self.likelihood = nn.Parameter(torch.ones(1))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Logits of the reward: (…, hidden) to (…)."""
-        return F.linear(hidden, self.weight, self.bias)[..., 0]
+    def forward(self, hidden: Tensor, sums: Tensor) -> Tensor:
+        """Logits of the reward (…) of hidden states (…, hidden) and sums of log p (…)."""
+        return F.linear(hidden, self.weight, self.bias)[..., 0] + self.likelihood * sums
+
+
+def likelihood_sums(network: HiddenNetwork, hidden: Tensor, ids: Tensor, starts: Tensor) -> Tensor:
+    """Running sums of the answer tokens' log-probabilities, (rows, tokens), zero before them.
+
+    Args:
+        network: gives the logits.
+        hidden: final-norm hidden states (rows, tokens, hidden).
+        ids: token ids (rows, tokens).
+        starts: positions of the answers' first tokens (rows,).
+    """
+    logps = network.logits(hidden[:, :-1]).float().log_softmax(-1)
+    taken = logps.gather(-1, ids[:, 1:, None])[..., 0]  # (rows, tokens - 1)
+    positions = torch.arange(1, ids.shape[1], device=ids.device)
+    inside = positions[None] >= starts[:, None]
+    return F.pad((taken * inside).cumsum(-1), (1, 0))
 
 
 def save_head(head: StepHead, directory: Path) -> None:
-    """Write ``weight`` (1, hidden) and ``bias`` (1,) in bf16."""
+    """Write ``weight`` (1, hidden), ``bias`` (1,) and ``likelihood`` (1,) in bf16."""
     weights = {
         name: weight.detach().to("cpu", torch.bfloat16).contiguous()
         for name, weight in head.state_dict().items()
@@ -88,65 +102,50 @@ def load_head(directory: Path) -> StepHead:
     return head.eval()
 
 
-def train_process(
-    run: ProcessRun,
-    network: HiddenNetwork,
-    head: StepHead,
-    trained: Sequence[nn.Parameter],
-    rows: Sequence[ProcessRow],
-    *,
-    pad_id: int,
-    watch: Callable[[int], str] | None = None,
-    every: int = 200,
-) -> None:
-    """Train ``trained`` and the head, in place; ``watch`` is called now and then and printed."""
-    torch.manual_seed(run.seed)
-    rng = random.Random(f"process:{run.seed}")
-    batches = [
-        batch for _ in range(run.epochs) for batch in _batches(rows, run.tokens_per_batch, rng)
-    ]
-    groups = [
-        {"params": list(trained), "weight_decay": 0.01},
-        {"params": list(head.parameters()), "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=run.peak_lr, betas=(0.9, 0.98))
-    plain = _Loss(network, head)
-    loss_of = cast(
-        "Callable[..., Tensor]", torch.compile(plain, dynamic=False) if run.compile else plain
+@torch.no_grad()
+def read_rows(
+    network: HiddenNetwork, rows: Sequence[ProcessRow], *, pad_id: int, device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the head sees of every target: hidden (n, hidden), sums, probabilities, weights (n,)."""
+    found: list[tuple[Tensor, ...]] = []
+    by_width = sorted(rows, key=_width)
+    for at in tqdm(range(0, len(by_width), 64), mininterval=10, desc="hidden states"):
+        batch = by_width[at : at + 64]
+        ids, starts, targets, weights = (part.to(device) for part in _padded(batch, pad_id))
+        hidden = network.hidden(ids)
+        sums = likelihood_sums(network, hidden, ids, starts)
+        kept = weights > 0
+        found.append((hidden[kept], sums[kept], targets[kept], weights[kept]))
+    hidden, sums, targets, weights = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return hidden, sums, targets, weights
+
+
+def fit_head(head: StepHead, read: tuple[Tensor, Tensor, Tensor, Tensor], l2: float) -> float:
+    """Fit the head alone, in place, by L-BFGS on what ``read_rows`` gave; returns the loss.
+
+    Args:
+        head: starts where it is.
+        read: hidden states, sums, probabilities, weights.
+        l2: of ``weight``, in units of the mean loss.
+    """
+    hidden, sums, targets, weights = read
+    optimizer = torch.optim.LBFGS(
+        head.parameters(), max_iter=200, history_size=20, line_search_fn="strong_wolfe"
     )
-    started, mean_loss = time.monotonic(), 0.0
-    progress = tqdm(batches, mininterval=10, desc=f"process reward model, seed {run.seed}")
-    for step, batch in enumerate(progress):
-        for group in optimizer.param_groups:
-            group["lr"] = run.peak_lr * _ramp(step, len(batches), run.warmup_steps)
-        ids, targets, weights = (part.to(run.device) for part in _padded(batch, pad_id))
-        with torch.autocast(run.device, torch.bfloat16):
-            loss = loss_of(ids, targets, weights)
+
+    def loss_of() -> Tensor:
+        each = F.binary_cross_entropy_with_logits(head(hidden, sums), targets, reduction="none")
+        return (each * weights).sum() / weights.sum() + l2 * head.weight.square().sum()
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = loss_of()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_([*trained, *head.parameters()], 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        mean_loss += (float(loss.detach()) - mean_loss) * max(0.02, 1 / (step + 1))
-        progress.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
-        if watch is not None and ((step + 1) % every == 0 or step + 1 == len(batches)):
-            minutes = (time.monotonic() - started) / 60
-            tqdm.write(f"step {step + 1} loss {mean_loss:.4f} {minutes:.1f} min {watch(step + 1)}")
+        return float(loss.detach())
 
-
-class _Loss(nn.Module):
-    def __init__(self, network: HiddenNetwork, head: StepHead) -> None:
-        super().__init__()
-        self.network, self.head = network, head
-
-    def forward(self, ids: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        logits = self.head(self.network.hidden(ids)).float()
-        each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-        return (each * weights).sum() / weights.sum()
-
-
-def _ramp(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, then a linear fall to nothing; a factor in 0…1."""
-    return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        return float(loss_of())
 
 
 def _width(row: ProcessRow) -> int:
@@ -154,27 +153,13 @@ def _width(row: ProcessRow) -> int:
     return -(-len(row.ids) // 32) * 32
 
 
-def _batches(
-    rows: Sequence[ProcessRow], tokens_per_batch: int, rng: random.Random
-) -> Iterator[list[ProcessRow]]:
-    """Shuffled batches of rows of like width; what does not fill a batch is left out."""
-    by_width: dict[int, list[ProcessRow]] = {}
-    for row in rng.sample(rows, len(rows)):
-        by_width.setdefault(_width(row), []).append(row)
-    full = []
-    for width, group in by_width.items():
-        size = max(1, tokens_per_batch // width)
-        full += [group[at : at + size] for at in range(0, len(group) - size + 1, size)]
-    yield from rng.sample(full, len(full))
-
-
-def _padded(batch: list[ProcessRow], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, target probabilities and weights, (rows, tokens) each."""
-    width = _width(batch[0])
+def _padded(batch: list[ProcessRow], pad_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Token ids, answer starts (rows,), target probabilities and weights, (rows, tokens) each."""
+    width = max(_width(row) for row in batch)
     ids = torch.full((len(batch), width), pad_id)
     targets, weights = torch.zeros(len(batch), width), torch.zeros(len(batch), width)
     for at, row in enumerate(batch):
         ids[at, : len(row.ids)] = torch.tensor(row.ids)
         for position, probability, weight in row.targets:
             targets[at, position], weights[at, position] = probability, weight
-    return ids, targets, weights
+    return ids, torch.tensor([row.start for row in batch]), targets, weights
