@@ -72,15 +72,16 @@ _PROCESS_CARD = """# sapling-prm
 A process reward model for `sapling-sums`: for each step, the probability that the answer still
 ends right. The generator, trained further, with a linear head.
 
-- **Reading.** Render the chat with the decoder's template and generation prompt, append the answer's
-  tokens. At the last token of a step take the final-norm hidden state `h`, and the sum `L` of the
-  decoder's log-probabilities (nats, temperature 1) of every answer token so far, the step's last
-  token included. The reward is `sigmoid(weight @ h + bias + likelihood * L)`. A step's last token
-  is its newline; the closing line's is the full stop, with no newline and no end-of-turn token
-  after it.
+- **Reading.** Render the chat with the decoder's template and generation prompt, append the
+  answer's tokens. At the last token of a step take the final-norm hidden state `h`, and the
+  sum `L` of the decoder's log-probabilities (nats, temperature 1) of every answer token so
+  far, the step's last token included. The reward is
+  `sigmoid(weight @ h + bias + likelihood * L)`. A step's last token is its newline; the closing
+  line's is the full stop, with no newline and no end-of-turn token after it.
 - **Decoder.** `decoder/`, in the generator's layout: the generator trained further on reference
   solutions, so that its likelihood knows more than the policy it judges.
-- **Data of the head.** The generator's own temperature-1 completions of train-split problems: {data}
+- **Data of the head.** The generator's own temperature-1 completions of train-split problems:
+  {data}
   The target of a prefix is the share of completions through this very prefix that ended right.
 - **Training.** `python -m models.training`: {training}
 - **Hardware.** {hardware}; decoder {judge_minutes:.0f}, rollouts {rollout_minutes:.0f}, head
@@ -91,6 +92,8 @@ ends right. The generator, trained further, with a linear head.
   compare it with what came, which the log-probability does. The adapter with the likelihood, on
   completions without their multiplicity: 0.83, against 0.90 for the generator's own likelihood.
   All weights trained through the likelihood on 8,654 completions: they were learnt by heart.
+  The generator itself as decoder: `ets` at 820 tokens answered 0.585 of 200 validation problems,
+  with this decoder 0.715; `self_consistency` 0.560.
 - **Limits.** It is no larger than the generator: see `best` and `majority` below.
 
 ## Quality

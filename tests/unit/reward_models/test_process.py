@@ -85,9 +85,13 @@ async def test_a_head_without_likelihood_reads_states_only(directory: Path) -> N
     await judge.aclose()
 
 
-async def test_without_an_adapter_the_base_itself_reads(directory: Path) -> None:
+def without_adapter(directory: Path) -> None:
     for path in directory.glob("adapter_*"):
         path.unlink()
+
+
+async def test_without_an_adapter_the_base_itself_reads(directory: Path) -> None:
+    without_adapter(directory)
     judge = open_judge("prm", str(directory), {"kv_tokens": 2048})
     (score,) = await judge.score([candidate(*STEPS)])
     base = LlamaForCausalLM.from_pretrained(directory.parent / "base", dtype=torch.float32)
