@@ -93,6 +93,7 @@ class Group:
         workspace: Where scattered pages are gathered.
         limits: (S, 1) int64 slots that count, where each segment has one query that can advance;
             else None.
+        length: Slots that count where one query reads one run: no mask is needed. Else None.
     """
 
     queries: torch.Tensor | None
@@ -102,6 +103,7 @@ class Group:
     num_segments: int
     mask: torch.Tensor | None
     limits: torch.Tensor | None
+    length: int | None
     workspace: Workspace
 
 
@@ -121,7 +123,9 @@ class Plan:
     def advance(self) -> None:
         """Move every private query one slot on; all must stay inside their pages."""
         for group in self.groups:
-            if group.limits is not None and group.mask is not None:
+            if group.length is not None:
+                group.length += 1
+            elif group.limits is not None and group.mask is not None:
                 group.mask.view(group.num_segments, -1).scatter_(1, group.limits, 0.0)
                 group.limits += 1
 
@@ -250,7 +254,9 @@ class Planner:
         if is_private and width > 1:
             limits = limits + np.minimum(np.arange(width)[None, :], counts - 1)
         mask, steps = None, None
-        if is_private or limits.min() < depth * size:
+        run = self._run(members)
+        is_single = is_private and count == 1 and width == 1 and run is not None
+        if not is_single and (is_private or limits.min() < depth * size):
             hidden = np.arange(depth * size)[None, None, :] >= limits[:, :, None]
             bias = np.where(hidden, np.float32(-np.inf), np.float32(0.0))
             mask = torch.from_numpy(bias).to(self._device, self._dtype).unsqueeze(1)
@@ -259,11 +265,12 @@ class Planner:
         group = Group(
             None if identity else torch.from_numpy(queries).to(self._device),
             torch.from_numpy(pages.reshape(-1)).to(self._device),
-            self._run(members),
+            run,
             depth,
             count,
             mask,
             steps,
+            members[0].limit if is_single else None,
             self._workspace,
         )
         return group, np.where(is_padding, -1, queries)
@@ -363,7 +370,8 @@ def _partial(
     if group.run is not None:
         first, step = group.run
         page, slot, head, unit = pages.stride()
-        shape = (count, kv_heads, group.pages_each * size, 2 * width)
+        slots = group.pages_each * size if group.length is None else group.length
+        shape = (count, kv_heads, slots, 2 * width)
         strides = (step * page, head, slot, unit)
         kv = pages.as_strided(shape, strides, pages.storage_offset() + first * page)
     else:

@@ -105,6 +105,8 @@ class Sampler:
             temperatures = self._column([self._temperature(b) for b in self._branches])
         if self._all_one and is_plain and not self._truncates:
             probabilities = plain.exp()
+        elif self._all_one:
+            probabilities = logits.softmax(-1)
         else:
             probabilities = (logits / temperatures.clamp_min(1e-6)).softmax(-1)
         if self._truncates:
