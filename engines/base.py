@@ -192,6 +192,20 @@ class Prefix(Protocol):
         """Give the claim back."""
 
 
+@runtime_checkable
+class CountedPrefix(Prefix, Protocol):
+    """A prefix of an engine that reads text only: `token_ids` is empty, the upstream counts."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt as the upstream counted them; 0 until it has."""
+
+
+def prompt_size(prefix: Prefix) -> int:
+    """Tokens of a prompt that was just opened; 0 where nobody has counted them yet."""
+    return prefix.prompt_tokens if isinstance(prefix, CountedPrefix) else len(prefix.token_ids)
+
+
 TopLogps: TypeAlias = tuple[tuple[int, float], ...]
 """Alternatives of one position: (id, logp) in nats, likeliest first."""
 
@@ -202,7 +216,8 @@ class Delta:
 
     `text` is a suffix of the child's text that no later token changes: characters still incomplete
     in UTF-8, and those that may turn out to begin a stop string, are held back. Concatenated, a
-    child's deltas are a prefix of its Continuation's `text`.
+    child's deltas are a prefix of its Continuation's `text`. Where the upstream names no tokens,
+    `token_ids` is empty and `counted_tokens` says how many came.
     """
 
     index: int
@@ -210,6 +225,12 @@ class Delta:
     text: str
     logps: tuple[float, ...] = ()
     top_logps: tuple[TopLogps, ...] | None = None
+    counted_tokens: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that came, named or only counted."""
+        return len(self.token_ids) if self.counted_tokens is None else self.counted_tokens
 
 
 @dataclass(frozen=True)
@@ -236,6 +257,9 @@ class Continuation:
         drafted: Tokens proposed by a drafter.
         accepted: Drafted tokens that were kept.
         nfe: Denoiser evaluations.
+        counted_tokens: Tokens of `text` as an upstream counts them that names none: `token_ids`,
+            `overrun_ids` and `logps` are then empty. None where they are named.
+        counted_overrun: Likewise, tokens drawn but not part of `text`.
     """
 
     prefix: Prefix
@@ -252,6 +276,18 @@ class Continuation:
     drafted: int = 0
     accepted: int = 0
     nfe: int = 0
+    counted_tokens: int | None = None
+    counted_overrun: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of `text`, named or only counted."""
+        return len(self.token_ids) if self.counted_tokens is None else self.counted_tokens
+
+    @property
+    def num_overrun(self) -> int:
+        """Tokens drawn but not part of `text`."""
+        return len(self.overrun_ids) if self.counted_tokens is None else self.counted_overrun
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from engines.base import ChatMessage, Continuation, Engine, Prefix, Sampling
+from engines.base import ChatMessage, Continuation, Engine, Prefix, Sampling, prompt_size
 from search.budget import Budget
 from search.errors import BrokenContract, BudgetExhausted
 from search.growth import closing
@@ -36,7 +36,7 @@ async def ask(
 async def _answer(
     engine: Engine, claim: Prefix, how: Sampling, seed: int, budget: Budget
 ) -> Continuation:
-    room = engine.info.context_tokens - len(claim.token_ids)
+    room = engine.info.context_tokens - prompt_size(claim)
     bound = min(room, how.max_tokens) if how.max_tokens is not None else room
     left = budget.left("generated_tokens")
     if left is not None and left < bound:
@@ -53,7 +53,7 @@ async def _answer(
                 async for item in stream:
                     if isinstance(item, Continuation):
                         item.prefix.release()
-                        drawn = len(item.token_ids) + len(item.overrun_ids)
+                        drawn = item.num_tokens + item.num_overrun
                         return item
         finally:
             reservation.settle(generated_tokens=drawn)

@@ -30,6 +30,12 @@ class Step:
     top_logps: tuple[TopLogps, ...] | None = None
     finish: Finish | None = None
     is_partial: bool = False
+    counted_tokens: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Its tokens, named or only counted by an upstream."""
+        return len(self.token_ids) if self.counted_tokens is None else self.counted_tokens
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Branch:
         path: Child indices from the root down.
         step: What it adds to its parent.
         text_end: Characters of `text`.
-        num_tokens: Tokens of `token_ids`.
+        num_tokens: Tokens of `text`, named in `token_ids` or only counted.
     """
 
     id: int
@@ -134,4 +140,4 @@ class Branch:
 def unique_tokens(branches: Iterable[Branch]) -> int:
     """Tokens on the paths to these branches, what they share counted once, without the prompt."""
     nodes = {node.id: node for branch in branches for node in branch.lineage}
-    return sum(len(node.step.token_ids) for node in nodes.values())
+    return sum(node.step.num_tokens for node in nodes.values())

@@ -7,7 +7,7 @@ paths keep in the cache when everything shared is kept once.
 
 from __future__ import annotations
 
-from engines.base import Prefix
+from engines.base import Prefix, prompt_size
 from search.branch import Branch, Slot
 from search.errors import BrokenContract
 
@@ -32,7 +32,7 @@ class ClaimBook:
 
     def open(self, root: Branch, claim: Prefix) -> None:
         """Own the prompt's claim."""
-        self._prompt_tokens = len(claim.token_ids)
+        self._prompt_tokens = prompt_size(claim)
         self.hold(root, claim)
 
     def hold(self, branch: Branch, claim: Prefix) -> None:
@@ -41,7 +41,7 @@ class ClaimBook:
         for node in branch.lineage:
             holders = self._num_holders.get(node.id, 0)
             self._num_holders[node.id] = holders + 1
-            self._path_tokens += 0 if holders else len(node.step.token_ids)
+            self._path_tokens += 0 if holders else node.step.num_tokens
         self._note_peak()
 
     def claim(self, branch: Branch) -> Prefix:
@@ -67,7 +67,7 @@ class ClaimBook:
         for node in branch.lineage:
             self._num_holders[node.id] -= 1
             if not self._num_holders[node.id]:
-                self._path_tokens -= len(node.step.token_ids)
+                self._path_tokens -= node.step.num_tokens
 
     def fly(self, slot: Slot, num_tokens: int) -> None:
         """A child in flight holds `num_tokens` more."""

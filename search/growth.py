@@ -112,7 +112,7 @@ class Grower:
                     yield branch
             else:
                 child.gain(item)
-                self._claims.fly(child.slot, len(item.token_ids))
+                self._claims.fly(child.slot, item.num_tokens)
                 if not child.slot.parent.step.is_partial:
                     self._agreement.gain(child.slot, item)
             if job.budget.is_past_deadline and not all(one.is_done for one in job.children):
@@ -120,11 +120,19 @@ class Grower:
                 return
 
     def _finish(self, job: Job, child: Child, new: Continuation) -> Branch | None:
-        drawn = len(new.token_ids) + len(new.overrun_ids)
-        job.budget.count(wasted_tokens=len(new.overrun_ids))
+        drawn = new.num_tokens + new.num_overrun
+        job.budget.count(wasted_tokens=new.num_overrun)
         child.reservation.settle(generated_tokens=drawn, candidates=1, nfe=new.nfe)
         text, is_partial = step_text(self._engine, child.slot.parent, new)
-        step = Step(text, new.token_ids, new.logps, new.top_logps, new.finish, is_partial)
+        step = Step(
+            text,
+            new.token_ids,
+            new.logps,
+            new.top_logps,
+            new.finish,
+            is_partial,
+            new.counted_tokens,
+        )
         finish = self._finish_of(job, child.slot, new, step)
         if finish is Finish.CANCELLED and not text:
             new.prefix.release()
@@ -135,7 +143,7 @@ class Grower:
             # Nobody said how far the others are; children of one call are drawn in step.
             for other in job.children:
                 if not other.is_done and other is not child:
-                    self._claims.fly_at_least(other.slot, len(new.token_ids))
+                    self._claims.fly_at_least(other.slot, new.num_tokens)
         branch = self._land(child, replace(step, finish=finish), settled=True)
         self._claims.hold(branch, new.prefix)
         if finish is not None:
@@ -156,7 +164,7 @@ class Grower:
             answer = slot.parent.text + step.text
             if states_answer(answer, job.closed_by):
                 return Finish.STOP
-        num_tokens = slot.parent.num_tokens + len(step.token_ids)
+        num_tokens = slot.parent.num_tokens + step.num_tokens
         if job.how.max_tokens is not None and num_tokens >= job.how.max_tokens:
             return Finish.LENGTH
         if num_tokens and self._admission.context_left(num_tokens) <= 0:
@@ -166,7 +174,7 @@ class Grower:
     def _land(self, child: Child, step: Step, *, settled: bool = False) -> Branch:
         child.is_done = True
         if not settled:
-            child.reservation.settle(generated_tokens=len(step.token_ids), candidates=1)
+            child.reservation.settle(generated_tokens=step.num_tokens, candidates=1)
         self._claims.land(child.slot)
         branch = self._tree.add(child.slot, step)
         self._agreement.end(child.slot, branch)
@@ -176,7 +184,7 @@ class Grower:
         for child in job.children:
             if not child.is_done:
                 child.is_done = True
-                num_tokens = len(child.token_ids)
+                num_tokens = child.num_tokens
                 child.reservation.settle(generated_tokens=num_tokens, candidates=1)
                 job.budget.count(wasted_tokens=num_tokens)
                 self._claims.land(child.slot)

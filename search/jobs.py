@@ -58,6 +58,7 @@ class Child:
     token_ids: list[int] = field(default_factory=list)
     logps: list[float] = field(default_factory=list)
     tops: list[TopLogps] = field(default_factory=list)
+    num_tokens: int = 0
     is_done: bool = False
 
     def gain(self, delta: Delta) -> None:
@@ -66,6 +67,7 @@ class Child:
         self.token_ids += delta.token_ids
         self.logps += delta.logps
         self.tops += delta.top_logps or ()
+        self.num_tokens += delta.num_tokens
 
     def as_cut(self) -> Step:
         """The step that it is when it ends here."""
@@ -75,6 +77,7 @@ class Child:
             logps=tuple(self.logps),
             top_logps=tuple(self.tops) if len(self.tops) == len(self.token_ids) else None,
             finish=Finish.CANCELLED,
+            counted_tokens=None if self.num_tokens == len(self.token_ids) else self.num_tokens,
         )
 
 

@@ -159,7 +159,7 @@ class Judging:
             self._tree.record(Scored(branch.id, self.values[branch.id].value, steps))
             return
         self.dropped.add(branch.id)
-        budget.count(dropped=1, wasted_tokens=len(branch.step.token_ids))
+        budget.count(dropped=1, wasted_tokens=branch.step.num_tokens)
         self._tree.record(Failed(branch.id, f"its reward is {score.value}, not a finite number"))
         self._drop(branch)
 

@@ -24,6 +24,7 @@ class Answer:
         top_logps: Alternatives per token, when they were asked for.
         finish_reason: "stop" when it ended by itself, "length" when it was cut.
         score: What the strategy ranked it by.
+        num_tokens: Its tokens, named or only counted by an upstream.
     """
 
     branch: int
@@ -33,6 +34,7 @@ class Answer:
     top_logps: tuple[TopLogps, ...] | None
     finish_reason: Literal["stop", "length"]
     score: float | None
+    num_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def answer_of(ranked: Ranked) -> Answer:
         top_logps=branch.top_logps,
         finish_reason="stop" if branch.is_finished else "length",
         score=ranked.score,
+        num_tokens=branch.num_tokens,
     )
 
 
@@ -122,7 +125,7 @@ def measure(tree: SearchTree, cached_tokens: int, peak_kv_tokens: int) -> TreeSt
     return TreeStats(
         nodes=len(branches),
         depth=max(branch.depth for branch in branches),
-        unique_tokens=tree.prompt_tokens + sum(len(one.step.token_ids) for one in branches),
+        unique_tokens=tree.prompt_tokens + sum(one.step.num_tokens for one in branches),
         logical_tokens=sum(tree.prompt_tokens + leaf.num_tokens for leaf in leaves),
         cached_tokens=cached_tokens,
         peak_kv_tokens=peak_kv_tokens,

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from engines.base import Capability, ChatMessage, Engine, Prompt, Sampling
+from engines.base import Capability, ChatMessage, Engine, Prompt, Sampling, prompt_size
 from reward_models.base import RewardModel
 from search.base import Outcome, StopReason
 from search.branch import Branch
@@ -172,8 +172,9 @@ class Run:
             async with self.budget.in_time():
                 root = await self._engine.open(prompt, tenant=self.request.tenant)
                 bench.claims.open(self.tree.root, root)
-            self.tree.prompt_tokens = len(root.token_ids)
+            self.tree.prompt_tokens = prompt_size(root)
             outcome = await Search(bench, self.budget).carry_out(self._strategy)
+            self.tree.prompt_tokens = prompt_size(root)  # an upstream counts when it answers
             self._conclude(bench, outcome)
             stats = measure(self.tree, root.cached_tokens, bench.claims.peak_tokens)
         finally:

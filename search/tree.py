@@ -151,7 +151,7 @@ class SearchTree:
             path=slot.path,
             step=step,
             text_end=parent.text_end + len(step.text),
-            num_tokens=parent.num_tokens + len(step.token_ids),
+            num_tokens=parent.num_tokens + step.num_tokens,
         )
         self._branches[branch.id] = branch
         self._append("grown", _grown(branch, slot.index))
@@ -228,7 +228,7 @@ def _grown(branch: Branch, index: int) -> dict[str, Any]:
         "index": index,
         "depth": branch.depth,
         "text": branch.step.text,
-        "tokens": len(branch.step.token_ids),
+        "tokens": branch.step.num_tokens,
         "finish": None if branch.finish is None else str(branch.finish),
     }
 

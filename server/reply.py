@@ -115,7 +115,7 @@ class Reply:
 
     def _usage(self, result: Result) -> dict[str, Any]:
         spent = result.spent
-        answer_tokens = sum(len(answer.token_ids) for answer in result.answers)
+        answer_tokens = sum(answer.num_tokens for answer in result.answers)
         completion_tokens = max(spent.generated_tokens, answer_tokens)
         return {
             "prompt_tokens": result.prompt_tokens,
