@@ -20,6 +20,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"width": 6, "lambda_b": 0.0, "lambda_d": 0.0},
         {"width": 6, "embedder": "tfidf", "coverage": True},
     ],
+    "particle_filter": [
+        {"width": 4},
+        {"width": 5, "finished_policy": "compete", "resampling": "multinomial", "choose": "vote"},
+        {"width": 4, "resample_trigger": 0.5, "resampling": "residual", "choose": "sample"},
+    ],
 }
 SUBJECTS = [
     (name, params) for name in load("bough.strategies") for params in VARIANTS.get(name, [{}])
