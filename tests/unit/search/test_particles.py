@@ -93,7 +93,7 @@ def test_nothing_of_weight_zero_is_drawn(scheme: Resampling) -> None:
         assert len(drawn) == 64
         assert set(drawn) <= set(range(1, 11))
     assert resample([0.0, 1.0], 3, scheme, Scripted(*[0.0] * 3)) == [1, 1, 1]
-    assert resample([1.0], 0, scheme, Scripted()) == []
+    assert resample([1.0], 0, scheme, random.Random(0)) == []
 
 
 @pytest.mark.parametrize("scheme", ["systematic", "residual"])
