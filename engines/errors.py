@@ -7,6 +7,8 @@ EngineError
 ├── UnsupportedByEngine       a capability or option that this engine does not have
 ├── CapacityExceeded          a request that could never fit, however long it waited
 ├── EngineClosed              the engine is gone
+├── EngineOverloaded          the upstream takes no more now; says when to come back
+├── UpstreamRefused           the upstream turned this server down; the operator must act
 └── InvariantError            the engine's own accounting is broken; always a bug
 """
 
@@ -73,6 +75,34 @@ class CapacityExceeded(EngineError):
 
 class EngineClosed(EngineError):
     """The engine was closed, or its worker died; nothing more will come."""
+
+
+class EngineOverloaded(EngineError):
+    """The upstream takes no more requests now, however often it was asked.
+
+    Args:
+        engine: The model id whose upstream it is.
+        retry_after_s: When to come back, as the upstream says, or a guess.
+    """
+
+    def __init__(self, engine: str, retry_after_s: int) -> None:
+        super().__init__(
+            f"the upstream of model {engine!r} is overloaded: try again in {retry_after_s} s"
+        )
+        self.retry_after_s = retry_after_s
+
+
+class UpstreamRefused(EngineError):
+    """The upstream turned a request down that was well-formed here.
+
+    Args:
+        engine: The model id whose upstream it is.
+        why: What it said, without any key, and what the operator can change.
+    """
+
+    def __init__(self, engine: str, why: str) -> None:
+        super().__init__(f"the upstream of model {engine!r} refused: {why}")
+        self.engine = engine
 
 
 class InvariantError(EngineError):

@@ -194,8 +194,23 @@ def _gone(code: str, message: str) -> Row:
 
 
 def _option(error: engine_errors.UnsupportedByEngine) -> str | None:
-    options = ("logprobs", "logit_bias", "top_k", "min_p", "repetition_penalty", "ban_ids")
-    return str(error.capability) if error.capability in options else "bough.strategy"
+    return str(error.capability) if error.capability in _OPTIONS else "bough.strategy"
+
+
+_OPTIONS: Final = (
+    "logprobs",
+    "logit_bias",
+    "top_k",
+    "min_p",
+    "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "stop_token_ids",
+    "ignore_eos",
+    "ban_ids",
+)
+"""Request fields that an engine may refuse under their own names."""
 
 
 _BUDGET: Final = {
@@ -230,6 +245,8 @@ TABLE: Final[dict[type[Exception], Row]] = {
     engine_errors.EngineClosed: _gone(
         "engine_unavailable", "the model's engine is gone: try again elsewhere or later"
     ),
+    engine_errors.EngineOverloaded: Row(429, "rate_limit_error", "overloaded"),
+    engine_errors.UpstreamRefused: Row(502, _SERVER, "upstream_refused"),
     engine_errors.InvariantError: _bug(),
     # search
     search_errors.SearchError: _bug(),
@@ -270,6 +287,10 @@ TABLE: Final[dict[type[Exception], Row]] = {
 """Every exported exception. A subclass without a row takes that of its nearest ancestor."""
 
 
+_BUSY: Final = (Overloaded, engine_errors.EngineOverloaded)
+"""They say when to come back."""
+
+
 def code_of(error: Exception) -> str:
     """The error's code, for counting."""
     return _read(_row(error).code, error) or "internal_error"
@@ -291,7 +312,7 @@ def describe(error: Exception) -> WireError:
         code=code_of(error),
         message=message[:_MAX_MESSAGE_CHARS],
         param=None if param is None else param[:_MAX_PARAM_CHARS],
-        retry_after_s=error.retry_after_s if isinstance(error, Overloaded) else None,
+        retry_after_s=error.retry_after_s if isinstance(error, _BUSY) else None,
     )
 
 
