@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -81,8 +81,8 @@ async def resolve(
     catalog.strategy(asked)
     judge_id = bough.reward_model or served.settings.reward_model
     judge = None if judge_id is None else catalog.judge(judge_id)
-    params = _params(bough, served, asked)
-    _check_caps(request, params, limits)
+    _check_caps(request, limits)
+    params = _params(bough, served, asked, catalog.strategies[asked], limits.max_width)
     _check_token_ids(request, served)
     messages = tuple(_message(message) for message in request.messages)
     prompt = await _rendered(served, messages)
@@ -114,10 +114,22 @@ def _bough(request: ChatRequest) -> Bough:
     return request.bough or Bough()
 
 
-def _params(bough: Bough, served: Served, asked: str) -> dict[str, Any]:
-    """The body's parameters, over those of the settings for the default strategy."""
+def _params(
+    bough: Bough, served: Served, asked: str, strategy: Any, max_width: int
+) -> dict[str, Any]:
+    """The body's parameters, over those of the settings for the default strategy.
+
+    A width that the request did not name is no wider than the server allows.
+    """
     default = served.settings.params if asked == served.settings.strategy else {}
-    return {**default, **(bough.params or {})}
+    given = bough.params or {}
+    params = {**default, **given}
+    field = strategy.Params.model_fields.get("width")
+    if field is not None and "width" not in given:
+        usual = params.get("width", field.default)
+        if isinstance(usual, int) and usual > max_width:
+            params["width"] = max_width
+    return params
 
 
 def _message(message: wire.Message) -> ChatMessage:
@@ -125,12 +137,13 @@ def _message(message: wire.Message) -> ChatMessage:
     return {"role": role, "content": wire.content_of(message)}
 
 
-def _check_caps(request: ChatRequest, params: Mapping[str, Any], limits: LimitSettings) -> None:
+def _check_caps(request: ChatRequest, limits: LimitSettings) -> None:
     _check_cap(request.n, limits.max_n, "n")
-    width = params.get("width")
+    bough = _bough(request)
+    width = (bough.params or {}).get("width")
     if isinstance(width, int):
         _check_cap(width, limits.max_width, "bough.params.width")
-    returns = _bough(request).return_ or Return()
+    returns = bough.return_ or Return()
     _check_cap(returns.candidates, limits.max_candidates, "bough.return.candidates")
 
 

@@ -79,7 +79,11 @@ class LimitSettings(BaseModel):
     model_config = _FROZEN
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024, description="Largest body, bytes")
     max_n: int = Field(default=64, ge=1, description="Most answers returned to one request (n)")
-    max_width: int = Field(default=256, ge=1, description="Largest bough.params.width")
+    max_width: int = Field(
+        default=256,
+        ge=1,
+        description="Largest bough.params.width; wider defaults are lowered to it",
+    )
     max_candidates: int = Field(default=4096, ge=1, description="Most candidates one run may make")
     max_generated_tokens: int = Field(default=1_000_000, ge=1, description="Most tokens of one run")
     max_reward_calls: int = Field(default=100_000, ge=0, description="Most judgements of one run")

@@ -209,6 +209,24 @@ async def test_doors_in_their_order() -> None:
         assert both["bough"]["resolved"] == "single"
 
 
+async def test_a_width_that_nobody_asked_for_stays_within_the_limit() -> None:
+    model = {
+        "engine": {"kind": "echo"},
+        "reward_model": "constant",
+        "strategy": "best_of_n",
+        "params": {"width": 5},
+    }
+    settings = echo_settings(models={"echo": model}, limits={"max_width": 3})
+    async with serving(settings) as app, client_of(app) as client:
+        by_settings = await ask(client)
+        by_default = await ask(client, bough={"strategy": "self_consistency"})
+        named = await ask(client, bough={"params": {"width": 2}})
+        widths = [one["bough"]["spent"]["candidates"] for one in (by_settings, by_default, named)]
+        assert widths == [3, 3, 2]
+        refused = await client.post(CHAT, json=body(bough={"params": {"width": 4}}))
+        assert refused.json()["error"]["param"] == "bough.params.width"
+
+
 async def test_an_exact_id_goes_before_a_suffix() -> None:
     engine = {"engine": {"kind": "echo"}, "reward_model": "constant"}
     models = {"echo": engine, "echo:best_of_n": engine, "org/a:b": engine}
