@@ -1,7 +1,8 @@
 """Shapes of a dense decoder, read from a Hugging Face `config.json`. No tensors.
 
-Served: Llama, Qwen2 and Qwen3 dense decoders with plain, linear, Llama-3 or YaRN rotary
-embeddings. Anything else is refused by name rather than computed wrongly.
+Served: Llama, Mistral, Qwen2 and Qwen3 dense decoders with plain, linear, Llama-3 or YaRN rotary
+embeddings. Anything else is refused by name rather than computed wrongly. A Mistral decoder with a
+sliding window is served up to the length of the window, where it sees the same as without one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 from engines.errors import ModelLoadError
 
-_TYPES: Final = ("llama", "qwen2", "qwen3")
+_TYPES: Final = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _shapes(path: Path, raw: Mapping[str, Any], eos_ids: frozenset[int]) -> Deco
 
     kind = str(raw["model_type"])
     heads, hidden = count("num_attention_heads"), count("hidden_size")
-    has_attention_bias = kind != "qwen2" and bool(raw.get("attention_bias", False))
+    has_attention_bias = kind in ("llama", "qwen3") and bool(raw.get("attention_bias", False))
     return DecoderConfig(
         model_type=kind,
         vocab_size=count("vocab_size"),
@@ -179,7 +180,7 @@ def _shapes(path: Path, raw: Mapping[str, Any], eos_ids: frozenset[int]) -> Deco
         head_dim=count("head_dim", hidden // heads),
         inner=count("intermediate_size"),
         eps=float(raw.get("rms_norm_eps", 1e-6)),
-        context_tokens=count("max_position_embeddings", 2048),
+        context_tokens=_context_tokens(raw, count("max_position_embeddings", 2048)),
         is_tied=bool(raw.get("tie_word_embeddings", False)),
         has_qk_norm=kind == "qwen3",
         has_qkv_bias=kind == "qwen2" or has_attention_bias,
@@ -188,6 +189,12 @@ def _shapes(path: Path, raw: Mapping[str, Any], eos_ids: frozenset[int]) -> Deco
         rope=_rope(path, raw),
         eos_ids=eos_ids,
     )
+
+
+def _context_tokens(raw: Mapping[str, Any], positions: int) -> int:
+    """What a sequence may hold: within a sliding window all tokens see all before them."""
+    window = raw.get("sliding_window") if raw["model_type"] == "mistral" else None
+    return min(positions, int(window)) if window else positions
 
 
 def _refuse_unserved(path: Path, raw: Mapping[str, Any]) -> None:

@@ -72,8 +72,16 @@ class ChatTokenizer:
         *,
         tools: Sequence[Mapping[str, Any]] | None,
         continue_final: bool,
+        generation_prompt: bool = True,
     ) -> str:
         """The prompt's text.
+
+        Args:
+            messages: The conversation.
+            tools: Tools the model may call.
+            continue_final: Stop where the last message ends, so that it can be continued.
+            generation_prompt: End with the opening of the next answer; judges of whole
+                conversations leave it out.
 
         Raises:
             PromptError: The model has no template, or its template refuses the messages.
@@ -88,7 +96,7 @@ class ChatTokenizer:
             text: str = self._template.render(
                 messages=list(messages),
                 tools=list(tools) if tools else None,
-                add_generation_prompt=not continue_final,
+                add_generation_prompt=generation_prompt and not continue_final,
                 **names,
             )
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as err:

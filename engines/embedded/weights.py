@@ -122,14 +122,18 @@ def read_weights(
 ) -> DecoderWeights:
     """The decoder in `directory`; `tensors` replaces its files (adapters merged in, say).
 
+    A judge that never predicts tokens has no output head: it names the embedding itself as
+    `lm_head.weight`, which is kept once.
+
     Raises:
         ModelLoadError: A tensor is missing, misshapen or not finite.
     """
     tensors = read_tensors(directory) if tensors is None else tensors
     reader = _Reader(directory, tensors, dtype, device)
     embedding = reader.get("model.embed_tokens.weight", config.vocab_size, config.hidden)
-    is_tied = config.is_tied or "lm_head.weight" not in tensors
-    if is_tied and not config.is_tied:
+    output = tensors.get("lm_head.weight")
+    is_tied = config.is_tied or output is tensors["model.embed_tokens.weight"]
+    if output is None and not is_tied:
         raise ModelLoadError(
             directory, "the weights lack 'lm_head.weight' and tie_word_embeddings is false"
         )
@@ -140,7 +144,7 @@ def read_weights(
         head=embedding
         if is_tied
         else reader.get("lm_head.weight", config.vocab_size, config.hidden),
-        parameters=sum(t.numel() for t in tensors.values()),
+        parameters=sum(t.numel() for t in {id(t): t for t in tensors.values()}.values()),
     )
 
 
