@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from engines.base import ChatMessage, TokenIds
+
+Aggregate: TypeAlias = Literal["last", "min", "prod", "mean"]
+"""How the values of an answer's steps become one."""
 
 
 class RewardKind(StrEnum):
@@ -30,6 +33,8 @@ class RewardInfo:
         high: Largest value it can return.
         tokenizer_hash: As `EngineInfo.tokenizer_hash`; empty when it reads text.
         parameters: Weights in the model; 0 for verifiers.
+        aggregate: How its authors make one value of the steps' values; a strategy's own parameter
+            of that name decides.
     """
 
     model_id: str
@@ -38,6 +43,7 @@ class RewardInfo:
     high: float = 1.0
     tokenizer_hash: str = ""
     parameters: int = 0
+    aggregate: Aggregate = "last"
 
 
 class Claim(Protocol):

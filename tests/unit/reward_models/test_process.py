@@ -16,7 +16,8 @@ from engines.base import ChatMessage, TokenIds
 from engines.errors import EngineError, ModelLoadError
 from reward_models.base import Candidate, Claim
 from reward_models.errors import RewardLoadError, RewardUnavailable
-from reward_models.process import ProcessRewardModel, open_judge
+from reward_models.process import open_judge
+from reward_models.reader import ReadingJudge
 from tests.contract.tiny_judge import write_tiny_judge
 
 MESSAGES: tuple[ChatMessage, ...] = ({"role": "user", "content": "how many cats sat"},)
@@ -29,14 +30,14 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def judge(directory: Path) -> AsyncIterator[ProcessRewardModel]:
+async def judge(directory: Path) -> AsyncIterator[ReadingJudge]:
     judge = open_judge("prm", str(directory), {"kv_tokens": 2048})
     yield judge
     require_idle(judge)
     await judge.aclose()
 
 
-def require_idle(judge: ProcessRewardModel) -> None:
+def require_idle(judge: ReadingJudge) -> None:
     assert judge.stats().pages_claimed == 0
     judge._runtime.ledger.check()
 
@@ -47,7 +48,7 @@ def candidate(
     return Candidate(messages, "".join(steps), (), steps, claim)
 
 
-def by_hand(directory: Path, judge: ProcessRewardModel, steps: tuple[str, ...]) -> list[float]:
+def by_hand(directory: Path, judge: ReadingJudge, steps: tuple[str, ...]) -> list[float]:
     """Hugging Face's base with W + (alpha / r) B A in place, and the head on each step's end."""
     model = LlamaForCausalLM.from_pretrained(directory.parent / "base", dtype=torch.float32).eval()
     adapter = load_file(directory / "adapter_model.safetensors")
@@ -101,9 +102,7 @@ async def test_without_an_adapter_the_base_itself_reads(directory: Path) -> None
     await judge.aclose()
 
 
-async def test_values_are_those_computed_by_hand(
-    directory: Path, judge: ProcessRewardModel
-) -> None:
+async def test_values_are_those_computed_by_hand(directory: Path, judge: ReadingJudge) -> None:
     (score,) = await judge.score([candidate(*STEPS)])
     expected = by_hand(directory, judge, STEPS)
     assert score.steps == pytest.approx(expected, abs=1e-5)
@@ -112,7 +111,7 @@ async def test_values_are_those_computed_by_hand(
 
 
 async def test_steps_judged_one_after_the_other_are_the_same(
-    directory: Path, judge: ProcessRewardModel
+    directory: Path, judge: ReadingJudge
 ) -> None:
     expected = by_hand(directory, judge, STEPS)
     claim = await judge.open(MESSAGES)
@@ -122,7 +121,7 @@ async def test_steps_judged_one_after_the_other_are_the_same(
     claim.release()
 
 
-async def test_what_is_known_is_not_computed_again(judge: ProcessRewardModel) -> None:
+async def test_what_is_known_is_not_computed_again(judge: ReadingJudge) -> None:
     claim = await judge.open(MESSAGES)
     first, again = [(await judge.score([candidate(*STEPS, claim=claim)]))[0] for _ in range(2)]
     assert again.steps == first.steps
@@ -134,7 +133,7 @@ async def test_what_is_known_is_not_computed_again(judge: ProcessRewardModel) ->
     claim.release()
 
 
-async def test_a_longer_prefix_costs_only_its_new_tokens(judge: ProcessRewardModel) -> None:
+async def test_a_longer_prefix_costs_only_its_new_tokens(judge: ReadingJudge) -> None:
     costs = []
     for count in (1, 2, 3):
         (score,) = await judge.score([candidate(*STEPS[:count])])
@@ -145,7 +144,7 @@ async def test_a_longer_prefix_costs_only_its_new_tokens(judge: ProcessRewardMod
     assert judge.stats().tokens_computed == sum(costs)
 
 
-async def test_equal_candidates_are_computed_once(judge: ProcessRewardModel) -> None:
+async def test_equal_candidates_are_computed_once(judge: ReadingJudge) -> None:
     scores = await judge.score([candidate(*STEPS), candidate("x\n\n"), candidate(*STEPS)])
     assert scores[0].steps == scores[2].steps
     assert scores[2].tokens_computed == 0
@@ -165,7 +164,7 @@ async def test_a_batch_is_in_order_and_equals_single_scores(directory: Path) -> 
         await alone.aclose()
 
 
-async def test_tenants_share_neither_pages_nor_values(judge: ProcessRewardModel) -> None:
+async def test_tenants_share_neither_pages_nor_values(judge: ReadingJudge) -> None:
     claims = [await judge.open(MESSAGES, tenant=tenant) for tenant in ("a", "b")]
     scores = [(await judge.score([candidate(*STEPS, claim=claim)]))[0] for claim in claims]
     assert scores[0].steps == pytest.approx(scores[1].steps, abs=1e-6)
@@ -174,7 +173,7 @@ async def test_tenants_share_neither_pages_nor_values(judge: ProcessRewardModel)
         claim.release()
 
 
-async def test_claims_record_and_are_released(judge: ProcessRewardModel) -> None:
+async def test_claims_record_and_are_released(judge: ReadingJudge) -> None:
     await judge.score([candidate(*STEPS)])
     claim = await judge.open(MESSAGES)
     assert judge.stats().pages_claimed > 0
@@ -187,7 +186,7 @@ async def test_claims_record_and_are_released(judge: ProcessRewardModel) -> None
 
 
 async def test_too_long_or_unreadable_scores_nan_and_the_rest_stands(
-    judge: ProcessRewardModel,
+    judge: ReadingJudge,
 ) -> None:
     long = candidate("x" * 400)
     wordy = candidate("x", messages=({"role": "user", "content": "y" * 400},))
@@ -198,13 +197,13 @@ async def test_too_long_or_unreadable_scores_nan_and_the_rest_stands(
     assert len(await judge.score([broken])) == 1
 
 
-async def test_an_answer_without_steps_is_worth_the_least(judge: ProcessRewardModel) -> None:
+async def test_an_answer_without_steps_is_worth_the_least(judge: ReadingJudge) -> None:
     (score,) = await judge.score([candidate()])
     assert (score.value, score.steps, score.tokens_computed) == (0.0, (), 0)
     assert await judge.score([]) == []
 
 
-async def test_an_empty_step_keeps_its_place(judge: ProcessRewardModel) -> None:
+async def test_an_empty_step_keeps_its_place(judge: ReadingJudge) -> None:
     (score,) = await judge.score([candidate("", "one\n\n", "", "two.")])
     (plain,) = await judge.score([candidate("one\n\n", "two.")])
     assert len(score.steps) == 4
@@ -224,7 +223,7 @@ async def test_a_closed_judge_says_so(directory: Path, with_claim: bool) -> None
 
 
 async def test_a_failing_forward_is_unavailable_and_passes(
-    judge: ProcessRewardModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    judge: ReadingJudge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*args: object) -> None:
         raise RuntimeError("gone")
@@ -239,10 +238,8 @@ async def test_a_failing_forward_is_unavailable_and_passes(
     assert math.isfinite(score.value)
 
 
-async def test_the_memory_is_bounded(
-    judge: ProcessRewardModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("reward_models.process._MAX_REMEMBERED", 2)
+async def test_the_memory_is_bounded(judge: ReadingJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward_models.reader._MAX_REMEMBERED", 2)
     (first,) = await judge.score([candidate(*STEPS)])
     assert len(judge._judged) == 2
     (again,) = await judge.score([candidate(*STEPS)])
