@@ -135,6 +135,10 @@ class Budget:
         self._held = dict.fromkeys(_LIMITED, 0)
         self.cut_short: Literal["budget", "deadline"] | None = None
 
+    def begin(self) -> None:
+        """Let time count from here, and not from when the budget was made."""
+        self._started_at = self._clock()
+
     @property
     def spent(self) -> Spend:
         """What was spent until now, wall time included."""

@@ -75,7 +75,7 @@ class Run:
 
     Attributes:
         tree: Everything grown so far; may be read and followed while the run is on.
-        budget: What was spent so far.
+        budget: What was spent so far; its time begins when the run is first awaited.
 
     Raises:
         StrategyNotFound: Nobody registered the strategy.
@@ -137,6 +137,7 @@ class Run:
         if self._is_used:
             raise BrokenContract("a run is used once; make another")
         self._is_used = True
+        self.budget.begin()  # whoever waited for a place has all of its time left
         work = asyncio.create_task(self._work(is_live=is_live))
         work.add_done_callback(self._ended)
         try:

@@ -82,12 +82,14 @@ class LimitSettings(BaseModel):
     max_width: int = Field(
         default=256,
         ge=1,
-        description="Largest bough.params.width; wider defaults are lowered to it",
+        description="Largest bough.params.width; a wider default is lowered",
     )
     max_candidates: int = Field(default=4096, ge=1, description="Most candidates one run may make")
     max_generated_tokens: int = Field(default=1_000_000, ge=1, description="Most tokens of one run")
     max_reward_calls: int = Field(default=100_000, ge=0, description="Most judgements of one run")
-    max_run_s: float = Field(default=600.0, gt=0, description="Longest run, seconds")
+    max_run_s: float = Field(
+        default=600.0, gt=0, description="Longest run, seconds; waiting for a place does not count"
+    )
     max_concurrent_runs: int = Field(default=64, ge=1, description="Runs going at once")
     max_queued_runs: int = Field(
         default=256, ge=0, description="Runs waiting for a place; more get 429"

@@ -92,6 +92,16 @@ async def test_a_run_is_used_once() -> None:
         await run.result()
 
 
+async def test_time_begins_with_the_run_and_not_before() -> None:
+    now = [0.0]
+    engine = ToyEngine(one_of({"abcdef": 1.0}))
+    run = Run(request("single", wall_ms=1000), engine=engine, clock=lambda: now[0])
+    now[0] = 5.0  # it waited for a place
+    result = await run.result()
+    assert (result.answers[0].content, result.stop_reason) == ("abcdef", "done")
+    assert result.spent.wall_ms == 0
+
+
 async def test_single_streams_token_by_token() -> None:
     engine = ToyEngine(one_of({"abcdef": 1.0}))
     run = Run(request("single", sampling=Sampling(max_tokens=9, logprobs=1)), engine=engine)
