@@ -1,6 +1,6 @@
 """Short ways to run a search on the toy engine."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,13 +8,15 @@ import pytest
 
 from engines.base import Capability, Sampling
 from reward_models.base import RewardModel
-from search.base import Outcome, Params
+from search.base import Outcome, Params, Ranked
+from search.branch import Branch
 from search.budget import Limits
 from search.plugins import load
 from search.run import Piece, Result, Run, RunRequest
 from search.search import Search
-from tests.toy_engine import MESSAGES, ToyEngine
+from tests.toy_engine import MESSAGES, ToyEngine, ToyJudge, one_of
 
+LETTERS = one_of({"abc": 0.5, "abd": 0.25, "xyz": 0.25})
 Body = Callable[[Search], Awaitable[Outcome]]
 
 
@@ -86,3 +88,28 @@ def strategy_of(title: str, body: Body, needs: frozenset[Capability] = frozenset
             return await body(search)
 
     return Made
+
+
+@dataclass
+class TryOut:
+    """Runs a coroutine as a strategy."""
+
+    monkeypatch: pytest.MonkeyPatch
+
+    def run(
+        self, body: Body, engine: ToyEngine, judge: ToyJudge | None = None, **more: object
+    ) -> Run:
+        register(self.monkeypatch, made=body)
+        return Run(request("made", **more), engine=engine, judge=judge)  # type: ignore[arg-type]
+
+    async def __call__(
+        self, body: Body, engine: ToyEngine, judge: ToyJudge | None = None, **more: object
+    ) -> Result:
+        result = await self.run(body, engine, judge, **more).result()
+        assert not engine.claims
+        assert judge is None or not judge.claims
+        return result
+
+
+def first(search: Search, branches: Sequence[Branch]) -> Outcome:
+    return search.outcome([Ranked(one) for one in branches])

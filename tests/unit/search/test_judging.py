@@ -1,0 +1,79 @@
+"""Scores, and rewards of next tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from reward_models.base import Claim, RewardKind, RewardRow
+from search.base import Outcome
+from search.errors import MissingRewardModel
+from search.search import Search
+from tests.search_harness import LETTERS, TryOut, first
+from tests.toy_engine import ToyEngine, ToyJudge
+
+
+async def test_scores_are_asked_once_and_rounded(try_out: TryOut) -> None:
+    judge = ToyJudge(lambda text: 1 / 3)
+
+    async def body(search: Search) -> Outcome:
+        children = await search.expand(search.root, 2)
+        assert await search.score([children[0]]) == [0.33333]
+        assert await search.score([*children, children[0]]) == [0.33333] * 3
+        assert search.step_values(children[0]) == (0.33333,)
+        return first(search, children)
+
+    result = await try_out(body, ToyEngine(LETTERS), judge)
+    assert judge.batches == [1, 1]
+    assert result.spent.reward_calls == 2
+    assert result.spent.reward_tokens == 6
+
+
+async def test_without_a_judge(try_out: TryOut) -> None:
+    async def body(search: Search) -> Outcome:
+        children = await search.expand(search.root, 1)
+        assert search.judge is None
+        assert np.isnan(search.value(children[0]))
+        with pytest.raises(MissingRewardModel):
+            await search.score(children)
+        with pytest.raises(MissingRewardModel):
+            await search.next_rewards(children)
+        return first(search, children)
+
+    await try_out(body, ToyEngine(LETTERS))
+
+
+class Row:
+    def __init__(self, claim: Claim) -> None:
+        self.size = len(claim.token_ids)
+
+    def at(self, ids: Sequence[int]) -> list[float]:
+        return [float(self.size + one) for one in ids]
+
+
+class ForkingJudge(ToyJudge):
+    async def next_rewards(self, claims: Sequence[Claim]) -> list[RewardRow]:
+        return [Row(claim) for claim in claims]
+
+
+async def test_next_rewards_follow_the_branch(try_out: TryOut) -> None:
+    judge = ForkingJudge(len, RewardKind.MULTIFURCATION)
+
+    async def body(search: Search) -> Outcome:
+        (one,) = await search.extend([(search.root, (97,))])
+        (two,) = await search.extend([(one, (98, 99))])
+        rows = await search.next_rewards([two, search.root, one])
+        assert [row.at([10]) for row in rows] == [[13.0], [10.0], [11.0]]
+        assert len(judge.claims) == 3
+        search.prune([two], "test")
+        assert len(judge.claims) == 2
+        return first(search, [one])
+
+    await try_out(body, ToyEngine(LETTERS), judge)
+
+    async def wrong(search: Search) -> Outcome:
+        await search.next_rewards([search.root])
+        raise AssertionError
+
+    with pytest.raises(MissingRewardModel, match="process"):
+        await try_out(wrong, ToyEngine(LETTERS), ToyJudge(len))
