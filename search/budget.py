@@ -34,7 +34,8 @@ class Limits:
         generated_tokens: Tokens drawn from the engine, those cut off after a stop included.
         candidates: Children drawn from the engine: whole answers, or single steps in step-wise
             search.
-        reward_calls: Candidates judged by the reward model (a batch of 16 is 16 calls).
+        reward_calls: Candidates judged by the reward model (a batch of 16 is 16 calls, equal ones
+            among them counted once).
         nfe: Denoiser evaluations.
         wall_ms: Milliseconds from the run's start to its deadline.
 

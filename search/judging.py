@@ -1,14 +1,15 @@
 """Asking the reward model: one call per batch, rounded values, failed candidates dropped.
 
 Values are rounded to 1e-5 before anyone ranks by them, because batched matrix products differ in
-their last bits with the batch. A candidate is judged once; a later question gets the same value.
+their last bits with the batch. A candidate is judged once; a later question gets the same value, and
+so do equal candidates of one batch, which are one call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -79,19 +80,20 @@ class Judging:
             for one in dict.fromkeys(branches)
             if one.id not in self.values and one.id not in self.dropped
         ]
-        fresh = self._affordable(fresh, budget)
-        if fresh:
-            with budget.reserve(reward_calls=len(fresh)) as reservation:
+        groups = self._affordable(_alike(fresh), budget)
+        if groups:
+            with budget.reserve(reward_calls=len(groups)) as reservation:
                 scores: list[Score] = []
                 with suppress(BudgetExhausted):  # out of time is an outcome
                     async with budget.in_time():
-                        scores = await self._judged(fresh)
+                        scores = await self._judged([group[0] for group in groups])
                 reservation.settle(
-                    reward_calls=len(fresh),
+                    reward_calls=len(groups),
                     reward_tokens=sum(one.tokens_computed for one in scores),
                 )
-            for branch, score in zip(fresh, scores, strict=bool(scores)):
-                self._keep(branch, score, budget)
+            for group, score in zip(groups, scores, strict=bool(scores)):
+                for branch in group:
+                    self._keep(branch, score, budget)
         return [
             self.values[one.id].value if one.id in self.values else math.nan for one in branches
         ]
@@ -121,15 +123,15 @@ class Judging:
         for claim in claims:
             claim.release()
 
-    def _affordable(self, branches: list[Branch], budget: Budget) -> list[Branch]:
-        if budget.is_past_deadline and branches:
+    def _affordable(self, groups: list[list[Branch]], budget: Budget) -> list[list[Branch]]:
+        if budget.is_past_deadline and groups:
             budget.cut_at_deadline()
             return []
         left = budget.left("reward_calls")
-        if left is None or left >= len(branches):
-            return branches
-        budget.cut("reward_calls", len(branches))
-        return branches[:left]
+        if left is None or left >= len(groups):
+            return groups
+        budget.cut("reward_calls", len(groups))
+        return groups[:left]
 
     async def _judged(self, branches: Sequence[Branch]) -> list[Score]:
         root = await self._root_claim()
@@ -187,3 +189,12 @@ class Judging:
             above = self._claim(branch.parent, root) if branch.parent is not None else root
             self._claims[branch.id] = above.extend(branch.step.token_ids)
         return self._claims[branch.id]
+
+
+def _alike(branches: Iterable[Branch]) -> list[list[Branch]]:
+    """Branches that no judge can tell apart, together, in order of their first."""
+    groups: dict[object, list[Branch]] = {}
+    for one in branches:
+        key = (one.text, one.token_ids, one.finish is not None)
+        groups.setdefault(key, []).append(one)
+    return list(groups.values())

@@ -319,7 +319,7 @@ async def test_health_and_metrics(client: httpx.AsyncClient) -> None:
         head = await client.head(path)
         assert (head.status_code, head.content) == (200, b"")
     for path in ("/health", "/health/live"):
-        assert (await client.get(path)).json() == {"status": "ok"}
+        assert (await client.get(path)).json() == {"status": "ok", "dead": []}
     ready = await client.get("/health/ready")
     assert ready.json() == {"status": "ok", "models": ["echo"], "gone": [], "store": "ok"}
     await ask(client, bough={"strategy": "best_of_n", "params": {"width": 2}})
@@ -328,7 +328,7 @@ async def test_health_and_metrics(client: httpx.AsyncClient) -> None:
     for line in (
         'bough_requests_total{status="ok",strategy="best_of_n"} 1.0',
         'bough_candidates_total{strategy="best_of_n"} 2.0',
-        'bough_reward_calls_total{strategy="best_of_n"} 2.0',
+        'bough_reward_calls_total{strategy="best_of_n"} 1.0',
         'bough_kv_pages{engine="echo",state="claimed"} 0.0',
         'bough_kv_pages{engine="echo",state="free"} 0.0',
         'bough_kv_pages{engine="echo",state="cached"} 0.0',

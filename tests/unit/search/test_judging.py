@@ -1,5 +1,6 @@
 """Scores, and rewards of next tokens."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from search.base import Outcome
 from search.errors import MissingRewardModel
 from search.search import Search
 from tests.search_harness import LETTERS, TryOut, first
-from tests.toy_engine import ToyEngine, ToyJudge
+from tests.toy_engine import ToyEngine, ToyJudge, one_of
 
 
 async def test_scores_are_asked_once_and_rounded(try_out: TryOut) -> None:
@@ -27,6 +28,31 @@ async def test_scores_are_asked_once_and_rounded(try_out: TryOut) -> None:
     assert judge.batches == [1, 1]
     assert result.spent.reward_calls == 2
     assert result.spent.reward_tokens == 6
+
+
+async def test_equal_candidates_of_a_batch_are_one_call(try_out: TryOut) -> None:
+    engine = ToyEngine(one_of({"a\n": 0.5, "b\n": 0.5}))
+    judge = ToyJudge(lambda text: math.nan if text.startswith("b") else 0.5)
+    num_dropped: list[int] = []
+
+    async def body(search: Search) -> Outcome:
+        level = await search.expand(search.root, 6, search.stepwise())
+        texts = [one.text for one in level]
+        assert len(set(texts)) == 2
+        num_dropped.append(texts.count("b\n"))
+        values = await search.score(level)
+        assert [np.isnan(value) for value in values] == [text == "b\n" for text in texts]
+        assert search.usable(level) == [one for one in level if one.text == "a\n"]
+        # the same text, but ended: a judge may value that otherwise
+        (ended,) = await search.extend([(search.usable(level)[0], tuple(engine.info.eos_ids))])
+        assert (ended.text, await search.score([ended])) == ("a\n", [0.5])
+        return first(search, [ended])
+
+    result = await try_out(body, engine, judge)
+    assert judge.batches == [2, 1]
+    assert result.spent.reward_calls == 3
+    assert result.spent.reward_tokens == 6
+    assert result.spent.dropped == num_dropped[0]
 
 
 async def test_without_a_judge(try_out: TryOut) -> None:

@@ -167,7 +167,8 @@ async def test_candidates_and_reward_calls_are_limited() -> None:
     result = await result_of(engine, "best_of_n", {"width": 8}, judge=judge, candidates=3)
     assert (len(result.candidates), result.stop_reason) == (3, "budget")
     result = await result_of(engine, "best_of_n", {"width": 8}, judge=judge, reward_calls=2)
-    assert (len(result.candidates), result.stop_reason) == (2, "budget")
+    answers = {one.content for one in result.candidates}
+    assert (len(answers), result.stop_reason) == (2, "budget")
     assert (result.spent.reward_calls, result.spent.candidates) == (2, 8)
     result = await result_of(engine, "best_of_n", {"width": 4}, judge=judge, reward_calls=0)
     assert result.answers[0].content.strip()
@@ -246,7 +247,7 @@ async def test_the_deadline_wakes_a_stuck_judge() -> None:
     result = await result_of(engine, "best_of_n", {"width": 3}, judge=judge, wall_ms=200)
     assert result.stop_reason == "deadline"
     assert result.answers[0].content.strip()
-    assert result.spent.reward_calls == 3
+    assert result.spent.reward_calls == 2  # of the three answers two are equal
     assert not judge.claims
 
 
@@ -339,7 +340,7 @@ async def test_process_and_outcome_judges_both_serve() -> None:
         params = {"width": 8, "aggregate": how}
         result = await result_of(engine, "best_of_n", params, judge=judge)
         assert result.answers[0].content == best
-        assert judge.batches == [8]
+        assert judge.batches == [2]  # equal answers are judged once
     judge = ToyJudge(values.__getitem__, RewardKind.OUTCOME)
     result = await result_of(engine, "best_of_n", {"width": 8, "aggregate": "prod"}, judge=judge)
     assert (result.answers[0].content, result.score) == ("aa\nb\n", 0.9)
