@@ -65,6 +65,18 @@ class Finish(StrEnum):
         return self in (Finish.BOUNDARY, Finish.STEP_LENGTH)
 
 
+class Health(StrEnum):
+    """Whether an engine can answer now.
+
+    AWAY is what it cannot change and may pass: an upstream that does not respond. DEAD is for good:
+    it was closed, or its worker died; only a new engine helps, so the process should be restarted.
+    """
+
+    READY = "ready"
+    AWAY = "away"
+    DEAD = "dead"
+
+
 @dataclass(frozen=True)
 class EngineInfo:
     """What callers may know of an engine without asking it.
@@ -420,6 +432,10 @@ class Engine(Protocol):
 
     def stats(self) -> EngineStats:
         """Gauges and counters now."""
+
+    @property
+    def health(self) -> Health:
+        """What is known without asking anybody: never waits, never raises."""
 
     async def aclose(self) -> None:
         """Stop, cancel what runs, free everything; idempotent."""

@@ -21,10 +21,12 @@ from engines.base import (
     Continuation,
     Engine,
     Finish,
+    Health,
     NextTokens,
     Sampling,
     TokenIds,
 )
+from engines.conformance_text import TEXT_CHECKS
 from engines.conformance_trial import (
     ContractBroken,
     NotApplicable,
@@ -359,8 +361,10 @@ async def context_has_an_end(trial: Trial) -> None:
 async def a_closed_engine_says_so(trial: Trial) -> None:
     """After aclose, which may come twice, everything raises EngineClosed; nothing is claimed."""
     prefix = await trial.open()
+    require(trial.engine.health is Health.READY, f"an open engine is {trial.engine.health}")
     await trial.engine.aclose()
     await trial.engine.aclose()
+    require(trial.engine.health is Health.DEAD, f"a closed engine is {trial.engine.health}")
     calls: dict[str, Call] = {
         "open": trial.open,
         "sample": lambda: trial.child(prefix, trial.endless),
@@ -462,4 +466,5 @@ CHECKS: Final[tuple[Check, ...]] = (
     _check(a_closed_engine_says_so),
     _check(what_is_not_declared_is_refused),
     _check(hidden_states_are_rows, frozenset({Capability.TOKENS, Capability.HIDDEN_STATES})),
+    *(_check(body, requires) for body, requires in TEXT_CHECKS),
 )

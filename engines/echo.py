@@ -29,6 +29,7 @@ from engines.base import (
     Delta,
     EngineInfo,
     EngineStats,
+    Health,
     Message,
     NextTokens,
     Prefix,
@@ -234,6 +235,11 @@ class EchoEngine:
             tokens_looked_up=self._tokens_looked_up,
             running=self._running,
         )
+
+    @property
+    def health(self) -> Health:
+        """Ready until it is closed."""
+        return Health.DEAD if self._is_closed else Health.READY
 
     async def aclose(self) -> None:
         """Running children end with EngineClosed at their next token; claims are dropped."""

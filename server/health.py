@@ -1,4 +1,9 @@
-"""Whether the process lives, and whether it can answer."""
+"""Whether the process lives, and whether it can answer.
+
+An engine that is dead for good makes both fail: the process answers, but only a restart brings the
+engine back, and liveness is what process managers restart by. An upstream that is merely away, and
+a judge that is gone, make the process unready and no more.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,8 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from server.services import Shared
+from engines.base import Health
+from server.services import Services, Shared
 from stores.errors import StoreUnavailable
 
 router = APIRouter()
@@ -18,16 +24,20 @@ router = APIRouter()
 @router.head("/health/live", include_in_schema=False)
 @router.get("/health")
 @router.get("/health/live")
-async def live() -> dict[str, str]:
-    """The process answers."""
-    return {"status": "ok"}
+async def live(services: Shared) -> JSONResponse:
+    """The process answers, and no engine of it is dead."""
+    dead = _models(services, Health.DEAD)
+    body = {"status": "unavailable" if dead else "ok", "dead": dead}
+    return JSONResponse(body, status_code=503 if dead else 200)
 
 
 @router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready")
 async def ready(services: Shared) -> JSONResponse:
     """Every model can answer. A store that is down degrades, but does not make unready."""
-    gone = sorted(services.catalog.gone)
+    # Models say themselves how they are; judges are known by what they said when they were needed.
+    judges = services.catalog.gone & services.catalog.judges.keys()
+    gone = sorted(judges.union(_models(services, Health.DEAD, Health.AWAY)))
     body: dict[str, Any] = {
         "status": "unavailable" if gone else "ok",
         "models": list(services.catalog.models),
@@ -35,6 +45,11 @@ async def ready(services: Shared) -> JSONResponse:
         "store": await _store_state(services),
     }
     return JSONResponse(body, status_code=503 if gone else 200)
+
+
+def _models(services: Services, *states: Health) -> list[str]:
+    models = services.catalog.models.items()
+    return sorted(name for name, served in models if served.engine.health in states)
 
 
 async def _store_state(services: Shared) -> str:

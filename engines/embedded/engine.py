@@ -19,6 +19,7 @@ from engines.base import (
     EngineInfo,
     EngineStats,
     Finish,
+    Health,
     Message,
     NextTokens,
     Prefix,
@@ -230,6 +231,11 @@ class EmbeddedEngine:
         """
         with self._runtime.ledger.lock:
             self._runtime.ledger.check()
+
+    @property
+    def health(self) -> Health:
+        """Ready until its worker has stopped."""
+        return Health.DEAD if self._runtime.worker.is_closed else Health.READY
 
     async def aclose(self) -> None:
         """See `Engine.aclose`."""

@@ -11,7 +11,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from engines.base import Continuation, Delta, Prefix, Sampling
+from engines.base import Continuation, Delta, Health, Prefix, Sampling
+from engines.echo import EchoEngine
 from reward_models.base import Candidate, Score
 from reward_models.constant import ConstantJudge
 from server.cache import ResponseCache
@@ -162,7 +163,7 @@ async def test_overload_is_429_with_the_time_to_come_back() -> None:
         assert (await client.post(CHAT, json=body())).status_code == 200
 
 
-async def test_a_closed_engine_is_503_and_not_ready() -> None:
+async def test_a_closed_engine_is_503_and_asks_for_a_restart() -> None:
     async with serving(echo_settings()) as app, client_of(app) as client:
         await app.state.services.catalog.models["echo"].engine.aclose()
         response = await client.post(CHAT, json=body())
@@ -170,7 +171,29 @@ async def test_a_closed_engine_is_503_and_not_ready() -> None:
         assert response.json()["error"]["code"] == "engine_unavailable"
         ready = await client.get("/health/ready")
         assert (ready.status_code, ready.json()["gone"]) == (503, ["echo"])
-        assert (await client.get("/health/live")).status_code == 200
+        live = await client.get("/health/live")
+        assert (live.status_code, live.json()["dead"]) == (503, ["echo"])
+
+
+async def test_an_engine_is_unready_before_anybody_asked_it() -> None:
+    async with serving(echo_settings()) as app, client_of(app) as client:
+        for path in ("/health/live", "/health/ready"):
+            assert (await client.get(path)).status_code == 200
+        await app.state.services.catalog.models["echo"].engine.aclose()
+        for path in ("/health/live", "/health/ready"):
+            assert (await client.get(path)).status_code == 503
+
+
+async def test_an_upstream_that_is_away_asks_for_no_restart_and_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving(echo_settings()) as app, client_of(app) as client:
+        with monkeypatch.context() as away:
+            away.setattr(EchoEngine, "health", Health.AWAY)
+            ready = await client.get("/health/ready")
+            assert (ready.status_code, ready.json()["gone"]) == (503, ["echo"])
+            assert (await client.get("/health/live")).status_code == 200
+        assert (await client.get("/health/ready")).status_code == 200
 
 
 async def test_an_engine_that_closes_mid_stream_ends_it_with_one_error() -> None:
