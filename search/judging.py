@@ -1,8 +1,8 @@
 """Asking the reward model: one call per batch, rounded values, failed candidates dropped.
 
 Values are rounded to 1e-5 before anyone ranks by them, because batched matrix products differ in
-their last bits with the batch. A candidate is judged once; a later question gets the same value, and
-so do equal candidates of one batch, which are one call.
+their last bits with the batch. A candidate is judged once; a later question gets the same value,
+and so do equal candidates of one batch, which are one call.
 """
 
 from __future__ import annotations

@@ -57,10 +57,11 @@ class Beam:
         """Expand, judge, keep the best; the answer is the best that ended by itself."""
         keep = self.params.keep or math.ceil(math.sqrt(self.params.width))
         how = search.stepwise(self.params.max_step_tokens)
-        ended: list[Branch] = []
+        await search.score(search.given)
+        ended = search.usable(search.given)
         beam = [search.root]
         for _ in range(self.params.max_depth):
-            width = self.params.width - len(ended)
+            width = max(0, self.params.width - len(ended))
             counts = spread(width, len(beam))
             children = await search.expand_all(
                 zip(beam, counts, strict=True), how, last=True, closed_by=ANSWER_PHRASES

@@ -91,10 +91,11 @@ class Ets:
         """Select, expand, judge, level by level; then vote."""
         params = self.params
         how = search.stepwise(params.max_step_tokens)
-        ended: list[Branch] = []
+        await search.score(search.given)
+        ended = search.usable(search.given)
         frontier = [search.root]
         for _ in range(params.max_depth):
-            counts = await self._select(search, frontier, params.width - len(ended))
+            counts = await self._select(search, frontier, max(0, params.width - len(ended)))
             children = await search.expand_all(
                 zip(frontier, counts, strict=True), how, last=True, closed_by=ANSWER_PHRASES
             )

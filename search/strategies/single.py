@@ -28,6 +28,7 @@ class Single:
     needs_judge: ClassVar[bool] = False
 
     async def run(self, search: Search) -> Outcome:
-        """Draw; nothing chooses."""
-        samples = await search.expand(search.root, search.answers, last=True)
+        """Draw what is not given; nothing chooses."""
+        fresh = max(0, search.answers - len(search.given))
+        samples = [*search.given, *await search.expand(search.root, fresh, last=True)]
         return search.outcome([Ranked(sample) for sample in samples])

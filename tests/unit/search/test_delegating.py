@@ -89,3 +89,32 @@ async def test_inner_narrowing_spares_the_outer_branches(try_out: TryOut) -> Non
     register(try_out.monkeypatch, inner=inner, made=body_open)
     pieces, _ = await pieces_of(Run(request("made"), engine=engine))
     assert "".join(piece.text for piece in pieces) == "ab"
+
+
+@pytest.mark.parametrize("name", ["best_of_n", "self_consistency", "beam", "ets"])
+async def test_given_branches_are_candidates_already_paid_for(try_out: TryOut, name: str) -> None:
+    judge = ToyJudge(lambda text: {"abc": 0.2, "abd": 0.9, "xyz": 0.5}[text])
+
+    async def body(search: Search) -> Outcome:
+        mine = await search.expand(search.root, 3)
+        before = search.budget.spent.candidates
+        outcome = await search.delegate(name, {"width": 5}, Limits(), given=mine)
+        assert search.budget.spent.candidates - before == 2
+        assert set(mine) <= {one.branch for one in outcome.candidates}
+        assert len(outcome.candidates) == 5
+        enough = await search.delegate(name, {"width": 2}, Limits(), given=mine)
+        assert search.budget.spent.candidates - before == 2
+        assert {one.branch for one in enough.candidates} == set(mine)
+        return outcome
+
+    await try_out(body, ToyEngine(LETTERS), judge)
+
+
+async def test_a_given_answer_is_what_single_would_draw(try_out: TryOut) -> None:
+    async def body(search: Search) -> Outcome:
+        mine = await search.expand(search.root, 1)
+        outcome = await search.delegate("single", {}, Limits(), given=mine)
+        assert [one.branch for one in outcome.candidates] == mine
+        return outcome
+
+    assert (await try_out(body, ToyEngine(LETTERS))).spent.candidates == 1
