@@ -19,8 +19,13 @@ TEMPLATE = (
 SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 
 
-def write_tiny_llama(directory: Path, *, seed: int = 0, context_tokens: int = 192) -> Path:
-    """config.json, model.safetensors and the tokenizer's files."""
+def write_tiny_llama(
+    directory: Path, *, seed: int = 0, context_tokens: int = 192, head_dim: int = 8
+) -> Path:
+    """config.json, model.safetensors and the tokenizer's files.
+
+    vLLM's CPU kernels read no head smaller than 32.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -46,6 +51,7 @@ def write_tiny_llama(directory: Path, *, seed: int = 0, context_tokens: int = 19
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=head_dim,
         max_position_embeddings=context_tokens,
         bos_token_id=None,
         eos_token_id=fast.eos_token_id,
