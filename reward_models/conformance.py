@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 from engines.base import ChatMessage
 from reward_models.base import Candidate, Claim, RewardKind, RewardModel, Score
-from reward_models.errors import RewardUnavailable
+from reward_models.errors import RewardInputError, RewardUnavailable
 
 _TOLERANCE: Final = 1e-4  # batched matrix products differ in their last bits
 _MESSAGES: Final = ({"role": "user", "content": "Mia has 12 coins. Mia finds 30 coins. How many?"},)
@@ -38,11 +38,13 @@ class Subject:
         make: A new judge each time; `run_check` closes it.
         messages: A conversation that it can read.
         answers: Answers to it that it can read, each cut into steps.
+        unreadable: An answer that it cannot read, too long for it, say; None where there is none.
     """
 
     make: Callable[[], RewardModel]
     messages: tuple[ChatMessage, ...] = _MESSAGES
     answers: tuple[tuple[str, ...], ...] = _ANSWERS
+    unreadable: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -181,6 +183,36 @@ async def steps_are_judged_by_what_came_before(trial: Trial) -> None:
         require(abs(one - other) < _TOLERANCE, f"a step was {other}, then {one}")
 
 
+async def unfinished_answers_are_judged(trial: Trial) -> None:
+    """Search judges branches that go on: they have finite values in the range too."""
+    info, claim = trial.judge.info, await trial.open()
+    parts = [
+        trial.candidate(steps[: max(1, len(steps) - 1)], claim, is_finished=False)
+        for steps in trial.subject.answers
+    ]
+    for score in await trial.judge.score(parts):
+        inside = math.isfinite(score.value) and info.low <= score.value <= info.high
+        require(inside, f"{score.value} is not in {info.low}..{info.high}")
+
+
+async def an_answer_without_steps_harms_nobody(trial: Trial) -> None:
+    """Nothing to judge is no error of the batch: it has a value or none, the others have theirs."""
+    info, claim = trial.judge.info, await trial.open()
+    empty = trial.candidate((), claim)
+    value = (await _beside(trial, claim, empty)).value
+    inside = math.isnan(value) or info.low <= value <= info.high
+    require(inside, f"{value} is neither NaN nor in {info.low}..{info.high}")
+
+
+async def what_cannot_be_read_is_nan_alone(trial: Trial) -> None:
+    """A candidate that the judge cannot read is dropped, and the rest of its batch stands."""
+    if trial.subject.unreadable is None:
+        return
+    claim = await trial.open()
+    score = await _beside(trial, claim, trial.candidate(trial.subject.unreadable, claim))
+    require(math.isnan(score.value), f"what cannot be read has the value {score.value}")
+
+
 async def a_closed_judge_says_so(trial: Trial) -> None:
     """After aclose, which may come twice, scoring raises RewardUnavailable."""
     await trial.judge.aclose()
@@ -190,6 +222,21 @@ async def a_closed_judge_says_so(trial: Trial) -> None:
     except RewardUnavailable:
         return
     raise ContractBroken("score did not raise RewardUnavailable after aclose")
+
+
+async def _beside(trial: Trial, claim: Claim, odd: Candidate) -> Score:
+    """The score of `odd`, judged among answers whose scores it must not change."""
+    answers = trial.candidates(claim)
+    plain = await trial.judge.score(answers)
+    try:
+        *scores, last = await trial.judge.score([odd, *answers, odd])
+    except RewardInputError:  # whoever asks then judges one by one
+        return Score(math.nan)
+    for one, other in zip(plain, scores[1:], strict=True):
+        require(_alike(one, other), f"{one} alone, {other} beside {odd.text!r}")
+    is_same = math.isnan(last.value) == math.isnan(scores[0].value)
+    require(is_same, f"{scores[0]} first, {last} last")
+    return last
 
 
 def _alike(one: Score, other: Score) -> bool:
@@ -206,6 +253,9 @@ CHECKS: Final[tuple[Check, ...]] = tuple(
         claims_change_nothing,
         a_claim_records_what_it_is_given,
         steps_are_judged_by_what_came_before,
+        unfinished_answers_are_judged,
+        an_answer_without_steps_harms_nobody,
+        what_cannot_be_read_is_nan_alone,
         a_closed_judge_says_so,
     )
 )

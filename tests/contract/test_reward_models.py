@@ -1,5 +1,6 @@
 """Every reward model keeps the laws of `reward_models.conformance`."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from reward_models.constant import ConstantJudge
 from reward_models.constant import open_judge as open_constant
 from reward_models.errors import RewardLoadError
 from reward_models.verifier import open_judge as open_verifier
+
+PUBLISHED_PROCESS = ("qwen-math-prm", "skywork-o1-prm", "rlhflow-prm", "math-shepherd")
+PUBLISHED_OUTCOME = ("reward-llama", "reward-qwen3")
 
 
 def constant() -> RewardModel:
@@ -38,7 +42,36 @@ def tiny_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def test_process_judge_keeps_the_laws(check: Check, tiny_judge: Path) -> None:
     from reward_models.process import open_judge
 
-    await run_check(check, Subject(lambda: open_judge("tiny-prm", str(tiny_judge), {})))
+    subject = Subject(
+        lambda: open_judge("tiny-prm", str(tiny_judge), {}), unreadable=("one step " * 200,)
+    )
+    await run_check(check, subject)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    from tests.contract.tiny_rewards import CHECKPOINTS, write_checkpoint
+
+    return {name: write_checkpoint(name, tmp_path_factory.mktemp(name)) for name in CHECKPOINTS}
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED_PROCESS, *PUBLISHED_OUTCOME])
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+async def test_published_judges_keep_the_laws(
+    check: Check, name: str, checkpoints: dict[str, Path]
+) -> None:
+    from reward_models.outcome import open_judge as open_outcome
+    from reward_models.process import open_judge as open_process
+    from tests.contract.tiny_rewards import CHECKPOINTS
+
+    checkpoint = CHECKPOINTS[name]
+    open_judge = open_process if checkpoint.kind == "process" else open_outcome
+    options = {**checkpoint.options, "kv_tokens": 2048}
+
+    def make() -> RewardModel:
+        return open_judge(name, str(checkpoints[name]), options)
+
+    await run_check(check, Subject(make, unreadable=("one step " * 200, "and more")))
 
 
 @pytest.mark.parametrize("options", [{"value": 2}, {"value": "high"}, {"worth": 1}])
@@ -52,6 +85,23 @@ class MoodyJudge(ConstantJudge):
 
     async def score(self, batch):  # type: ignore[no-untyped-def]
         return [Score(1 / (at + 1), (1 / (at + 1),) * len(c.steps)) for at, c in enumerate(batch)]
+
+
+class BrittleJudge(ConstantJudge):
+    """Gives up on the whole batch when one candidate cannot be read."""
+
+    async def score(self, batch):  # type: ignore[no-untyped-def]
+        blank = any(not candidate.text for candidate in batch)
+        return [Score(math.nan if blank else 0.5, (0.5,) * len(c.steps)) for c in batch]
+
+
+@pytest.mark.parametrize(
+    "name", ["an_answer_without_steps_harms_nobody", "what_cannot_be_read_is_nan_alone"]
+)
+async def test_the_checks_catch_who_lets_others_pay(name: str) -> None:
+    check = next(check for check in CHECKS if check.name == name)
+    with pytest.raises(ContractBroken):
+        await run_check(check, Subject(lambda: BrittleJudge("brittle"), unreadable=("",)))
 
 
 @pytest.mark.parametrize("name", ["batching_changes_nothing", "a_closed_judge_says_so"])
