@@ -5,14 +5,19 @@ Hidden states of the generator come from the engine (`Search.embed`); these two 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from search.offload import FEW_BRANCHES, beside_the_loop
+
 Vectors = npt.NDArray[np.float32]
+
+_TFIDF_MODULE: Final = "sklearn.feature_extraction.text"
 
 
 def tfidf(texts: Sequence[str]) -> Vectors:
@@ -24,6 +29,12 @@ def tfidf(texts: Sequence[str]) -> Vectors:
         return np.zeros((len(texts), 1), dtype=np.float32)
     vectorizer = TfidfVectorizer(token_pattern=r"[^\W\d_]+|\d+|[^\w\s]|_", dtype=np.float32)
     return np.asarray(vectorizer.fit_transform(texts).toarray(), dtype=np.float32)
+
+
+async def tfidf_beside_the_loop(texts: Sequence[str]) -> Vectors:
+    """`tfidf`, without holding up the event loop; importing the library does that for a second."""
+    is_quick = len(texts) <= FEW_BRANCHES and _TFIDF_MODULE in sys.modules
+    return await beside_the_loop(is_quick, tfidf, texts)
 
 
 def minilm(texts: Sequence[str]) -> Vectors:

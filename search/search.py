@@ -34,7 +34,7 @@ from reward_models.base import RewardInfo, RewardRow
 from search.asking import ask
 from search.base import Outcome, Params, Ranked, Strategy
 from search.budget import Budget, Limits
-from search.embedders import tfidf
+from search.embedders import tfidf_beside_the_loop
 from search.errors import BrokenContract, BudgetExhausted, MissingRewardModel
 from search.extending import extend
 from search.jobs import Job
@@ -230,7 +230,7 @@ class Search:
     async def embed(self, branches: Sequence[Branch]) -> npt.NDArray[np.float32]:
         """A vector for each branch's last step, (n, d): hidden states, else TF-IDF of the text."""
         if Capability.HIDDEN_STATES not in self.engine.capabilities:
-            return tfidf([branch.step.text for branch in branches])
+            return await tfidf_beside_the_loop([branch.step.text for branch in branches])
         claims = [self._bench.claims.claim(branch) for branch in branches]
         sizes = [max(1, len(branch.step.token_ids)) for branch in branches]
         async with self.budget.in_time():

@@ -17,13 +17,12 @@ from search.answers import ANSWER_PHRASES, extract_answer
 from search.base import Outcome, Params, Ranked
 from search.branch import Branch
 from search.cover import KeepProblem, clusters_of, solve
-from search.embedders import has_minilm, minilm, tfidf
+from search.embedders import has_minilm, minilm, tfidf_beside_the_loop
 from search.errors import BudgetExhausted, InvalidParameter
+from search.offload import FEW_BRANCHES, beside_the_loop
 from search.search import Search
 from search.select import Aggregate, aggregated, order_by_vote, rebase_counts, vote
 from search.tree import Resampled
-
-_MAX_INLINE_LEAVES = 16  # above this the integer program may take long enough to leave the loop
 
 
 class EtsParams(Params):
@@ -141,10 +140,7 @@ class Ets:
             lambda_b=self.params.lambda_b,
             lambda_d=self.params.lambda_d,
         )
-        if len(leaves) > _MAX_INLINE_LEAVES:
-            kept = await asyncio.to_thread(solve, problem)
-        else:
-            kept = solve(problem)
+        kept = await beside_the_loop(len(leaves) <= FEW_BRANCHES, solve, problem)
         return everything if kept is None else kept
 
     def _allocate(self, rewards: Sequence[float], width: int) -> list[int]:
@@ -163,13 +159,15 @@ class Ets:
             vectors = await self._embed(search, leaves, texts)
         except BudgetExhausted:  # the deadline: the next expansion is refused, then the vote comes
             return []
-        return clusters_of(vectors, self.params.cluster_distance)
+        is_quick = len(leaves) <= FEW_BRANCHES
+        distance = self.params.cluster_distance
+        return await beside_the_loop(is_quick, clusters_of, vectors, distance)
 
     async def _embed(
         self, search: Search, leaves: list[Branch], texts: list[str]
     ) -> npt.NDArray[np.float32]:
         if self.params.embedder == "tfidf":
-            return tfidf(texts)
+            return await tfidf_beside_the_loop(texts)
         if self.params.embedder == "minilm":
             try:
                 return await asyncio.to_thread(minilm, texts)

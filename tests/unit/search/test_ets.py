@@ -1,13 +1,17 @@
 """Parts of `ets` that its worked examples and laws do not reach."""
 
 import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
 from search import embedders
-from search.cover import KeepProblem, solve
+from search.cover import KeepProblem, clusters_of, solve
 from search.embedders import tfidf
 from search.errors import InvalidParameter
 from search.run import Run
@@ -92,6 +96,33 @@ def test_a_solver_that_runs_out_of_nodes_fails(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("search.cover.milp", lambda *args, **options: Result())
     assert solve(KeepProblem([1], [(0, 1)], [], 1.0, 0.0)) is None
+
+
+@pytest.mark.parametrize("embedder", ["hidden", "tfidf"])
+async def test_wide_levels_are_computed_beside_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, embedder: str
+) -> None:
+    threads: dict[str, set[threading.Thread]] = defaultdict(set)
+
+    def noted(name: str, compute: Callable[..., Any], size: Callable[[Any], int]) -> Any:
+        def run(*given: Any) -> Any:
+            if size(given[0]) > 8:
+                threads[name].add(threading.current_thread())
+            return compute(*given)
+
+        return run
+
+    ets = "search.strategies.ets"
+    monkeypatch.setattr(f"{ets}.solve", noted("solve", solve, lambda one: len(one.weights)))
+    monkeypatch.setattr(f"{ets}.clusters_of", noted("clusters", clusters_of, len))
+    monkeypatch.setattr("search.embedders.tfidf", noted("tfidf", tfidf, len))
+    params = {"width": 16, "embedder": embedder}
+    result = await result_of(ToyEngine(lines), "ets", params, judge=ToyJudge(many_a))
+    wanted = {"solve", "clusters"} | ({"tfidf"} if embedder == "tfidf" else set())
+    assert set(threads) == wanted
+    assert all(threading.current_thread() not in used for used in threads.values())
+    again = await result_of(ToyEngine(lines), "ets", params, judge=ToyJudge(many_a))
+    assert again.candidates == result.candidates
 
 
 async def test_a_high_price_keeps_one_branch() -> None:
