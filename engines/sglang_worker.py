@@ -1,0 +1,299 @@
+"""One SGLang worker over HTTP: what it is, requests in flight, aborts and health.
+
+A worker has one role. A /generate sent to a worker started with ``--is-embedding`` ends its whole
+process, so the role is read before anything is sent. Requests are streams even where nobody reads
+deltas: silence is then a fault, however long an answer takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+
+from engines.errors import EngineClosed, EngineError, ModelLoadError, PromptError
+from engines.sglang_options import WorkerOptions
+from engines.sglang_wire import (
+    EventCutter,
+    News,
+    NotTaken,
+    Reader,
+    check_event,
+    check_finish,
+    message_in,
+    parsed,
+    raise_for,
+    top_logps,
+)
+
+log = logging.getLogger("bough.engines.sglang")
+
+_HEALTH_TIMEOUT_S: Final = 30.0  # the server gives up on itself after 20 s
+_SAME_NATS: Final = 1e-3
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What a worker says of itself.
+
+    Attributes:
+        model_path: Directory or name of its model.
+        is_generation: Whether it generates; otherwise it judges or embeds.
+        max_prompt_tokens: The longest prompt that it takes.
+        cache_tokens: Tokens that its cache holds.
+        is_delta: Whether its streams hold deltas.
+        is_seeded: Whether it honours seeds.
+        takes_priority: Whether it schedules by priority.
+        is_low_first: Whether smaller priorities run first.
+        has_raw_logps: Whether its logps of drawn tokens are those at temperature 1.
+    """
+
+    model_path: str
+    is_generation: bool
+    max_prompt_tokens: int
+    cache_tokens: int
+    is_delta: bool
+    is_seeded: bool
+    takes_priority: bool
+    is_low_first: bool
+    has_raw_logps: bool
+
+
+def discover(url: str, options: WorkerOptions) -> WorkerInfo:
+    """Ask a worker what it is; blocks. A generator also draws two tokens for it.
+
+    Raises:
+        NotTaken: Nobody answers, or not yet.
+        ModelLoadError: It answers, but not as SGLang does.
+    """
+    timeout = httpx.Timeout(options.idle_timeout_s, connect=options.connect_timeout_s)
+    try:
+        with httpx.Client(base_url=url, timeout=timeout, headers=options.headers) as client:
+            model = _get(client, "/model_info")
+            server = _get(client, "/server_info")
+            is_generation = bool(model["is_generation"])
+            return WorkerInfo(
+                model_path=str(model["model_path"]),
+                is_generation=is_generation,
+                max_prompt_tokens=int(server["max_req_input_len"]) - 1,
+                cache_tokens=int(server["max_total_num_tokens"]),
+                is_delta=bool(server.get("incremental_streaming_output")),
+                is_seeded=bool(server.get("enable_deterministic_inference")),
+                takes_priority=bool(server.get("enable_priority_scheduling")),
+                is_low_first=bool(server.get("schedule_low_priority_values_first")),
+                has_raw_logps=is_generation and _has_raw_logps(client),
+            )
+    except httpx.HTTPError as err:
+        raise NotTaken(f"{url}: {type(err).__name__}: {err}", is_gone=True) from err
+    except (KeyError, TypeError, ValueError) as err:
+        raise ModelLoadError(url, f"what answers there is no SGLang server: {err!r}") from err
+    except EngineError as err:
+        raise ModelLoadError(url, str(err)) from err
+
+
+def _get(client: httpx.Client, path: str) -> dict[str, Any]:
+    reply = client.get(path)
+    raise_for(reply.status_code, message_in(reply.content), path)
+    return parsed(reply.content)
+
+
+def _has_raw_logps(client: httpx.Client) -> bool:
+    """Whether a drawn token's logp is the model's own, not that at the request's temperature.
+
+    It depends on an environment variable of the server's, SGLANG_RETURN_ORIGINAL_LOGPROB, that no
+    route shows. The two likeliest tokens lie half as far apart at temperature 2.
+    """
+    gaps = []
+    for temperature in (1.0, 2.0):
+        sampling = {"max_new_tokens": 1, "temperature": temperature, "top_k": 2}
+        body = {
+            "input_ids": [0, 1],
+            "sampling_params": sampling,
+            "return_logprob": True,
+            "logprob_start_len": -1,
+            "top_logprobs_num": 2,
+        }
+        reply = client.post("/generate", json=body)
+        raise_for(reply.status_code, message_in(reply.content), "/generate")
+        (first, second) = top_logps(parsed(reply.content)["meta_info"]["output_top_logprobs"][0])
+        gaps.append(first[1] - second[1])
+    return gaps[0] > 4 * _SAME_NATS and abs(gaps[0] - gaps[1]) < _SAME_NATS
+
+
+class Worker:
+    """One worker.
+
+    Args:
+        engine: The model id, for messages.
+        url: Its address.
+        options: Time limits and the key.
+        client: Shared by all workers of an engine.
+        info: From `discover`; None while nobody has answered.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        url: str,
+        options: WorkerOptions,
+        client: httpx.AsyncClient,
+        info: WorkerInfo | None,
+    ) -> None:
+        self.url = url
+        self.info = info
+        self.is_alive = info is not None
+        self.running = 0
+        self.waiting = 0
+        self._engine = engine
+        self._options = options
+        self._client = client
+        self._aborts: set[asyncio.Task[None]] = set()
+
+    async def generate(self, body: Mapping[str, Any]) -> AsyncGenerator[News]:
+        """News of one /generate request; closing the generator aborts it.
+
+        Raises:
+            NotTaken: Nothing was drawn; it may be sent again.
+            PromptError: The worker refuses the request.
+            EngineClosed: The worker failed or fell silent.
+        """
+        rid = uuid.uuid4().hex
+        may_run = True
+        self.running += 1
+        try:
+            url, request = f"{self.url}/generate", {**body, "rid": rid, "stream": True}
+            async with self._client.stream("POST", url, json=request) as response:
+                await self._check(response)
+                async with aclosing(self._read(response)) as all_news:
+                    async for news in all_news:
+                        may_run = news.finish is None
+                        yield news
+        except httpx.HTTPError as err:
+            may_run = isinstance(err, httpx.ReadTimeout)
+            raise self._lost(err) from err
+        except (NotTaken, PromptError):
+            may_run = False
+            raise
+        finally:
+            self.running -= 1
+            if may_run:
+                self._abort_later(rid)
+
+    async def _read(self, response: httpx.Response) -> AsyncGenerator[News]:
+        reader = Reader(is_delta=self.info is not None and self.info.is_delta)
+        cutter, is_first = EventCutter(), True
+        async for chunk in response.aiter_bytes():
+            for event in cutter.feed(chunk):
+                check_event(event, self._engine, is_first=is_first)
+                news = reader.read(event)
+                if news.finish is not None:
+                    check_finish(news.finish, self._engine, is_first=is_first)
+                is_first = is_first and not news.ids
+                yield news
+            if cutter.is_done:
+                return
+        raise EngineClosed(f"{self.url}: the stream broke off before its end")
+
+    async def ask(self, body: Mapping[str, Any]) -> tuple[News, dict[str, Any]]:
+        """The only reply of a request that draws at most one token: news, and `meta_info`.
+
+        Raises:
+            NotTaken: It may be sent again.
+            PromptError: The worker refuses the request.
+            EngineClosed: The worker failed or fell silent.
+        """
+        reply = await self.post("/generate", {**body, "rid": uuid.uuid4().hex})
+        news = Reader(is_delta=False).read(reply)
+        check_finish(news.finish or {}, self._engine, is_first=True)
+        return news, reply["meta_info"]
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """One call and its JSON reply.
+
+        Raises:
+            NotTaken: It may be sent again.
+            PromptError: The worker refuses the request.
+            EngineClosed: The worker failed or fell silent.
+        """
+        self.running += 1
+        try:
+            response = await self._client.post(f"{self.url}{path}", json=body)
+            await self._check(response)
+            return response.json()
+        except httpx.HTTPError as err:
+            raise self._lost(err) from err
+        except ValueError as err:
+            raise EngineClosed(f"{self.url}: the reply is no JSON") from err
+        finally:
+            self.running -= 1
+
+    async def look(self) -> None:
+        """See whether a worker that was alive still is, and how many requests wait there."""
+        try:
+            reply = await self._client.get(f"{self.url}/v1/loads", timeout=_HEALTH_TIMEOUT_S)
+            if reply.status_code == 404:
+                reply = await self._client.get(f"{self.url}/health", timeout=_HEALTH_TIMEOUT_S)
+            else:
+                loads = parsed(reply.content).get("loads") or ()
+                self.waiting = sum(int(load.get("num_waiting_reqs", 0)) for load in loads)
+            self.is_alive = reply.status_code < 500
+        except (httpx.HTTPError, EngineClosed):
+            self.is_alive = False
+
+    async def revive(self) -> bool:
+        """See whether a worker that was gone is back, as what it was.
+
+        Its cache is empty then.
+        """
+        try:
+            reply = await self._client.get(f"{self.url}/health", timeout=_HEALTH_TIMEOUT_S)
+            if reply.status_code != 200:
+                return False
+            info = await asyncio.to_thread(discover, self.url, self._options)
+        except (httpx.HTTPError, NotTaken, ModelLoadError):
+            return False
+        if not info.is_generation:
+            return False
+        self.info, self.is_alive = info, True
+        return True
+
+    async def settle(self) -> None:
+        """Wait until all aborts were sent."""
+        while self._aborts:
+            await asyncio.wait(self._aborts)
+
+    def _abort_later(self, rid: str) -> None:
+        """The connection's end alone stops a request only when the worker next looks at it."""
+        task = asyncio.get_running_loop().create_task(self._abort(rid))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+    async def _abort(self, rid: str) -> None:
+        try:
+            await self._client.post(f"{self.url}/abort_request", json={"rid": rid}, timeout=5.0)
+        except httpx.HTTPError as err:
+            log.debug("no abort of %s at %s: %s", rid, self.url, err)
+
+    async def _check(self, response: httpx.Response) -> None:
+        if response.status_code >= 400:
+            message = message_in(await response.aread())
+            after = response.headers.get("Retry-After", "")
+            seconds = float(after) if after.isdecimal() else None
+            raise_for(response.status_code, message, self._engine, retry_after_s=seconds)
+
+    def _lost(self, err: httpx.HTTPError) -> NotTaken | EngineClosed:
+        """What a failed exchange means; the worker is left out until it is healthy again.
+
+        Only what never reached it may be sent again: the request itself may have ended the worker.
+        """
+        self.is_alive = False
+        what = f"{self.url}: {type(err).__name__}: {err}"
+        if isinstance(err, httpx.ConnectError | httpx.ConnectTimeout):
+            return NotTaken(what, is_gone=True)
+        return EngineClosed(f"{what}: the worker of {self._engine!r} failed")
