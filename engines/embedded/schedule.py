@@ -138,8 +138,8 @@ class Scheduler:
         """Publish the pages of a prompt that has just been run, so that siblings find them.
 
         Returns:
-            A page to copy: the last page stays with the trie when it is short, and the sequence
-            goes on in a copy.
+            A page to copy: a short last page is published as a copy, so that the sequence's own
+            pages stay one run, which attention reads in place.
         """
         ledger, size = self._ledger, self._size
         self.version += 1  # it draws from now on, whether or not a page is published
@@ -148,24 +148,24 @@ class Scheduler:
         full = sequence.computed // size - len(sequence.nodes)
         rest = sequence.computed % size
         short = rest and (sequence.reserved or ledger.available > 0)
-        count = full + 1 if short else full
-        if count == 0:
+        if full == 0 and not short:
             return None
-        start = len(sequence.nodes) * size
-        end = sequence.computed if short else start + full * size
         parent = sequence.nodes[-1] if sequence.nodes else None
-        tokens = tuple(sequence.tokens[start:end])
-        nodes = ledger.seal(sequence.tenant, parent, tokens, sequence.own[:count])
-        sequence.own = sequence.own[count:]
+        at = len(sequence.nodes) * size
+        end = at + full * size
+        nodes = ledger.seal(
+            sequence.tenant, parent, tuple(sequence.tokens[at:end]), sequence.own[:full]
+        )
+        sequence.own = sequence.own[full:]
         copy = None
         if short:
-            tail = nodes.pop()
-            # The page in front of those set aside, so that the sequence's own pages are one run.
-            page = ledger.use([sequence.reserved.pop(0)]) if sequence.reserved else ledger.take(1)
-            sequence.own = [*page, *sequence.own]
-            copy = (tail.page, page[0])
             above = nodes[-1] if nodes else parent
-            ledger.lock_path(above)
+            page = ledger.take(1) if ledger.available else ledger.use([sequence.reserved.pop()])
+            ledger.lock_path(above)  # one more than the sequence's: sealing passes it to the tail
+            tokens = tuple(sequence.tokens[end : sequence.computed])
+            (tail,) = ledger.seal(sequence.tenant, above, tokens, page)
+            if tail.page == page[0]:
+                copy = (sequence.own[0], tail.page)
             ledger.unlock_path(tail)
         self._set_nodes(sequence, [*sequence.nodes, *nodes])
         return copy
