@@ -143,7 +143,7 @@ def read_weights(
         norm=reader.get("model.norm.weight", config.hidden),
         head=embedding
         if is_tied
-        else reader.get("lm_head.weight", config.vocab_size, config.hidden),
+        else _by_column(reader.get("lm_head.weight", config.vocab_size, config.hidden)),
         parameters=sum(t.numel() for t in {id(t): t for t in tensors.values()}.values()),
     )
 
@@ -170,16 +170,16 @@ def _layer(reader: _Reader, config: DecoderConfig, number: int) -> LayerWeights:
         mlp_biases = [reader.get(f"{at}mlp.{n}_proj.bias", inner) for n in ("gate", "up")]
     return LayerWeights(
         norm_in=reader.get(f"{at}input_layernorm.weight", hidden),
-        qkv=torch.cat([matrices[n] for n in "qkv"]),
+        qkv=_by_column(torch.cat([matrices[n] for n in "qkv"])),
         qkv_bias=torch.cat([biases[n] for n in "qkv"]) if biases else None,
         q_norm=norms["q"],
         k_norm=norms["k"],
-        out=reader.get(f"{at}self_attn.o_proj.weight", hidden, rows["q"]),
+        out=_by_column(reader.get(f"{at}self_attn.o_proj.weight", hidden, rows["q"])),
         out_bias=reader.get(f"{at}self_attn.o_proj.bias", hidden) if config.has_out_bias else None,
         norm_mlp=reader.get(f"{at}post_attention_layernorm.weight", hidden),
-        gate_up=torch.cat(gate_up),
+        gate_up=_by_column(torch.cat(gate_up)),
         gate_up_bias=torch.cat(mlp_biases) if mlp_biases else None,
-        down=reader.get(f"{at}mlp.down_proj.weight", hidden, inner),
+        down=_by_column(reader.get(f"{at}mlp.down_proj.weight", hidden, inner)),
         down_bias=reader.get(f"{at}mlp.down_proj.bias", hidden) if config.has_mlp_bias else None,
     )
 
@@ -188,3 +188,13 @@ def _to_pairs(rows: torch.Tensor, width: int) -> torch.Tensor:
     """Reorder each head's rows from (first half, second half) to interleaved pairs."""
     halves = rows.view(-1, 2, width // 2, *rows.shape[1:])
     return halves.transpose(1, 2).reshape(rows.shape).contiguous()
+
+
+def _by_column(matrix: torch.Tensor) -> torch.Tensor:
+    """The same (out, in) matrix, laid out column by column.
+
+    Products with few rows then need no transposed copy of the weights: on two cores (512 -> 2816,
+    float32) 16 rows took 0.20 ms instead of 0.43, 64 rows 0.71 instead of 0.79, one row 0.094
+    instead of 0.106. A tied embedding stays by row, because it is looked up.
+    """
+    return matrix.t().contiguous().t()
