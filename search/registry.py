@@ -10,9 +10,11 @@ from pydantic import ValidationError
 from engines.base import Capability, EngineInfo
 from engines.errors import UnsupportedByEngine
 from reward_models.base import RewardModel
-from search.base import Params, Strategy
+from search.base import Params
 from search.errors import InvalidParameter, MissingRewardModel, StrategyNotFound, UnknownParameter
 from search.plugins import load
+from search.search import Body
+from search.strategy import Strategy
 
 _GROUP = "bough.strategies"
 
@@ -71,6 +73,20 @@ def check_fit(strategy: Strategy[Params], engine: EngineInfo, judge: RewardModel
         )
     if strategy.needs_judge and judge is None:
         raise MissingRewardModel(strategy.name, "it ranks its candidates by reward")
+
+
+def body_of(
+    name: str, params: Mapping[str, Any], engine: EngineInfo, judge: RewardModel | None
+) -> Body:
+    """The coroutine of a strategy that fits; what `Search.delegate` runs.
+
+    Raises:
+        SearchError: As `make_strategy` and `check_fit`.
+        UnsupportedByEngine: As `check_fit`.
+    """
+    strategy = make_strategy(name, params)
+    check_fit(strategy, engine, judge)
+    return strategy.run
 
 
 def describe() -> list[dict[str, Any]]:

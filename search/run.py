@@ -18,9 +18,9 @@ from search.claims import ClaimBook
 from search.errors import BrokenContract
 from search.growth import Grower
 from search.judging import Judging
-from search.registry import check_fit, make_strategy
+from search.registry import body_of, check_fit, make_strategy
 from search.result import Answer, Result, TreeStats, answer_of, distinct, measure
-from search.search import Search
+from search.search import Body, Search
 from search.streaming import Agreement, Piece
 from search.tree import Chosen, SearchTree
 from search.workbench import Workbench
@@ -174,13 +174,18 @@ class Run:
                 root = await self._engine.open(prompt, tenant=self.request.tenant)
                 bench.claims.open(self.tree.root, root)
             self.tree.prompt_tokens = prompt_size(root)
-            outcome = await Search(bench, self.budget).carry_out(self._strategy)
+            search = Search(bench, self.budget, others=self._other)
+            outcome = await search.carry_out(self._strategy.run)
             self.tree.prompt_tokens = prompt_size(root)  # an upstream counts when it answers
             self._conclude(bench, outcome)
             stats = measure(self.tree, root.cached_tokens, bench.claims.peak_tokens)
         finally:
             await bench.aclose()
         return self._result(bench, outcome, stats)
+
+    def _other(self, name: str, params: Mapping[str, Any]) -> Body:
+        """The coroutine of a strategy that this one delegates to."""
+        return body_of(name, params, self._engine.info, self._judge)
 
     def _conclude(self, bench: Workbench, outcome: Outcome) -> None:
         answers = distinct(outcome, self.request.answers)

@@ -12,11 +12,11 @@ import asyncio
 import math
 import random
 from bisect import bisect_right
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from engines.base import (
 )
 from reward_models.base import RewardInfo, RewardRow
 from search.asking import ask
-from search.base import Outcome, Params, Ranked, Strategy
+from search.base import Outcome, Ranked
 from search.budget import Budget, Limits
 from search.embedders import tfidf_beside_the_loop
 from search.errors import BrokenContract, BudgetExhausted, MissingRewardModel
@@ -40,10 +40,14 @@ from search.extending import extend
 from search.jobs import Job
 from search.judging import Judging
 from search.outcomes import first_of, nothing_produced, visible_first
-from search.registry import check_fit, make_strategy
 from search.steps import seed_of
 from search.tree import Branch, Pruned
 from search.workbench import Workbench
+
+Body: TypeAlias = "Callable[[Search], Awaitable[Outcome]]"
+"""A strategy's coroutine."""
+Others: TypeAlias = Callable[[str, Mapping[str, Any]], Body]
+"""Gives the coroutine of the strategy with this name and these parameters, or refuses it."""
 
 
 class Search:
@@ -67,11 +71,13 @@ class Search:
         bench: Workbench,
         budget: Budget,
         *,
+        others: Others,
         outer: Search | None = None,
         given: Sequence[Branch] = (),
         may_promise: bool = True,
     ) -> None:
         self._bench = bench
+        self._others = others
         self._members: set[int] = {branch.id for branch in given}
         self._outer = outer
         self._may_promise = may_promise
@@ -273,23 +279,23 @@ class Search:
 
         Raises:
             SearchError: As `Run`, when the inner strategy does not fit.
+            UnsupportedByEngine: Likewise.
         """
-        strategy = make_strategy(name, params)
-        judging = self._bench.judging
-        check_fit(strategy, self.engine, judging.judge if judging else None)
+        body = self._others(name, params)
         inner = Search(
             self._bench,
             self.budget.child(limits),
+            others=self._others,
             outer=self,
             given=given,
             may_promise=last and self._may_promise,
         )
-        return await inner.carry_out(strategy)
+        return await inner.carry_out(body)
 
-    async def carry_out(self, strategy: Strategy[Params]) -> Outcome:
-        """Run a strategy; out of budget in the middle of it, the best branch so far."""
+    async def carry_out(self, body: Body) -> Outcome:
+        """Run a strategy's coroutine; out of budget in the middle of it, the best branch so far."""
         try:
-            return await strategy.run(self)
+            return await body(self)
         except BudgetExhausted:
             return self.outcome(())
         except ExceptionGroup as err:

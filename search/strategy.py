@@ -1,0 +1,42 @@
+"""What a strategy is: immutable parameters and one coroutine.
+
+A strategy reads like its paper's pseudocode. Batching, claims, budget, streaming and cancelling
+live in `Search`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol, TypeVar
+
+from pydantic import BaseModel
+
+from engines.base import Capability
+from search.base import Outcome, Params
+from search.search import Search
+
+P_co = TypeVar("P_co", bound=Params, covariant=True)
+
+
+class Strategy(Protocol[P_co]):
+    """A way to spend compute on one request. Built as `Strategy(params)`; holds no other state.
+
+    Attributes:
+        name: As in the request, the metrics and the file name.
+        Params: Its parameters; their JSON schema is on the wire.
+        requires: What the engine must be able to do.
+    """
+
+    name: ClassVar[str]
+    Params: ClassVar[type[BaseModel]]
+    requires: ClassVar[frozenset[Capability]]
+
+    @property
+    def params(self) -> P_co:
+        """The parameters of this request."""
+
+    @property
+    def needs_judge(self) -> bool:
+        """Whether it cannot run without a reward model, with these parameters."""
+
+    async def run(self, search: Search) -> Outcome:
+        """Search. Out of budget, `expand` returns fewer children, and at last none."""
