@@ -77,13 +77,18 @@ class Reply:
 
         Args:
             completion: The whole reply.
-            streamed: How many of the answers were streamed before, from the first on.
+            streamed: How many of the answers were streamed before, from the first on; search events
+                went along with the first.
         """
+        bough = dict(completion["bough"])
+        events = bough.pop("events", ())
+        if not streamed:
+            yield from map(self.event_chunk, events)
         for choice in completion["choices"][streamed:]:
             yield from self._answer_chunks(choice)
         for choice in completion["choices"]:
             yield self._chunk([_delta(choice["index"], {}, finish=choice["finish_reason"])])
-        yield self._chunk([]) | {"bough": completion["bough"]}
+        yield self._chunk([]) | {"bough": bough}
         if self._has_usage:
             yield self._chunk([]) | {"usage": completion["usage"]}
 

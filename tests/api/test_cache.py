@@ -62,6 +62,17 @@ async def test_a_hit_streams_too() -> None:
     assert chunks[-1]["usage"] == first["usage"]
 
 
+async def test_a_hit_streams_the_events_of_its_run() -> None:
+    fields: dict[str, Any] = {"seed": 1, "bough": {"return": {"events": True}}}
+    async with serving(noisy_settings(**ON)) as app, client_of(app) as client:
+        first = await ask(client, **fields)
+        response = await client.post(CHAT, json=body(max_tokens=12, stream=True, **fields))
+    blocks = [chunk["bough"] for chunk in chunks_of(response.text) if "bough" in chunk]
+    assert [block["event"] for block in blocks[:-1]] == first["bough"]["events"]
+    assert blocks[-1]["cached"] is True
+    assert "events" not in blocks[-1]
+
+
 async def test_streamed_answers_are_stored() -> None:
     async with serving(noisy_settings(**ON)) as app, client_of(app) as client:
         await client.post(CHAT, json=body(max_tokens=12, seed=1, stream=True))

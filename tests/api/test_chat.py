@@ -113,6 +113,7 @@ async def test_events_in_the_stream_only_on_request(client: httpx.AsyncClient) -
     assert [event["number"] for event in found] == list(range(len(found)))
     assert (found[0]["kind"], found[-1]["kind"]) == ("grown", "ended")
     assert content_of(chunks) == HELLO
+    assert all("events" not in chunk.get("bough", {}) for chunk in chunks)  # each once
     plain = await client.post(CHAT, json=body(stream=True))
     assert '"event"' not in plain.text
 
