@@ -115,6 +115,28 @@ class Schedule(Protocol):
 
 
 @dataclass(frozen=True)
+class Constraint:
+    """What an answer must look like, as data; the engine compiles it. Exactly one is given.
+
+    It holds for the whole answer, from the response's start.
+
+    Attributes:
+        json_schema: A JSON Schema.
+        regex: A regular expression for all of the answer.
+        grammar: A context-free grammar in EBNF; the start rule is ``root``.
+    """
+
+    json_schema: Mapping[str, Any] | None = None
+    regex: str | None = None
+    grammar: str | None = None
+
+    def __post_init__(self) -> None:
+        given = sum(value is not None for value in (self.json_schema, self.regex, self.grammar))
+        if given != 1:
+            raise ValueError(f"a constraint is one of json_schema, regex and grammar, not {given}")
+
+
+@dataclass(frozen=True)
 class Sampling:
     """How to draw tokens, and when to stop. The defaults sample the model's own distribution.
 
@@ -140,7 +162,7 @@ class Sampling:
             always there).
         schedule: Temperature by position; replaces `temperature`.
         drafter: Name of a drafter; needs Capability.DRAFTER.
-        constraint: A grammar; needs Capability.CONSTRAINT.
+        constraint: What the answer must look like; needs Capability.CONSTRAINT.
         tenant: Whose request this is; caches are never shared between tenants.
         boundaries: Strings that end a *step*: the whole token completing one stays in `token_ids`
             and `text`.
@@ -166,7 +188,7 @@ class Sampling:
     logprobs: int | None = None
     schedule: Schedule | None = None
     drafter: str | None = None
-    constraint: object | None = None
+    constraint: Constraint | None = None
     tenant: str = ""
     boundaries: tuple[str, ...] = ()
     max_step_tokens: int | None = None

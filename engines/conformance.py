@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 
 from engines.base import (
     Capability,
+    Constraint,
     Continuation,
     Engine,
     Finish,
@@ -378,7 +379,7 @@ async def what_is_not_declared_is_refused(trial: Trial) -> None:
     """Options and calls without their capability raise UnsupportedByEngine."""
     prefix, declared = await trial.open(), trial.engine.info.capabilities
     drafting = Sampling(max_tokens=2, drafter="adaptive")
-    constrained = Sampling(max_tokens=2, constraint=object())
+    constrained = Sampling(max_tokens=2, constraint=Constraint(regex="[a-z]*"))
     calls: dict[Capability, Call] = {
         Capability.DRAFTER: lambda: trial.child(prefix, drafting),
         Capability.CONSTRAINT: lambda: trial.child(prefix, constrained),
