@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import torch
 from torch.nn.functional import linear, relu
@@ -19,19 +19,13 @@ from engines.embedded.weights import Tensors
 from reward_models.errors import RewardLoadError
 from reward_models.layouts import single_token
 from reward_models.presets import HeadSpec
+from reward_models.readings import Judged
 
 _ACTIVATIONS: Final[Mapping[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "softmax": lambda logits: logits.softmax(-1)[:, 1],  # (N, 2), the second is the good one
     "sigmoid": lambda logits: torch.sigmoid(logits[:, 0]),
     "none": lambda logits: logits[:, 0],
 }
-
-
-class Judged(NamedTuple):
-    """What is remembered of a step: its value, and the answer's log-probability up to its end."""
-
-    value: float
-    logp: float
 
 
 class Head(Protocol):
@@ -78,7 +72,7 @@ class StackHead:
         x = hidden[list(rows)].float()
         for number, (weight, bias) in enumerate(self._layers):
             x = linear(relu(x) if number else x, weight, bias)
-        return [Judged(value, 0.0) for value in self._activation(x).tolist()]
+        return [Judged(value) for value in self._activation(x).tolist()]
 
 
 class LikelihoodHead:

@@ -8,50 +8,20 @@ of the template around it.
 
 from __future__ import annotations
 
-import hashlib
-import math
-from array import array
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Sequence
 
 import torch
 
-from engines.base import ChatMessage, TokenIds
+from engines.base import ChatMessage
 from engines.embedded.claims import PageClaim
 from engines.embedded.jobs import ReadRequest
 from engines.embedded.runtime import Runtime
-from engines.errors import EngineClosed, EngineError, PromptError
-from reward_models.base import Candidate, Claim, RewardInfo, RewardKind, RewardStats, Score
+from engines.errors import EngineClosed, EngineError
+from reward_models.base import Candidate, Claim, RewardInfo, RewardStats, Score
 from reward_models.errors import RewardUnavailable
-from reward_models.heads import Head, Judged
+from reward_models.heads import Head
 from reward_models.layouts import Layout
-
-_MAX_REMEMBERED: Final = 1 << 17
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """One candidate laid out in tokens.
-
-    Attributes:
-        tenant: Whose cache.
-        tokens: What to run.
-        start: Length of what stands in front of the answer.
-        ends: Lengths up to each judged token.
-        keys: What each of them is remembered by.
-        known: Those that are.
-        num_blank: Steps in front of the first judged one.
-    """
-
-    tenant: str
-    tokens: TokenIds
-    start: int
-    ends: tuple[int, ...]
-    keys: tuple[bytes, ...]
-    known: Mapping[bytes, Judged]
-    num_blank: int
+from reward_models.readings import Judged, Reading, Readings
 
 
 class ReadingJudge:
@@ -67,9 +37,8 @@ class ReadingJudge:
     def __init__(self, info: RewardInfo, runtime: Runtime, layout: Layout, head: Head) -> None:
         self.info = info
         self._runtime = runtime
-        self._layout = layout
         self._head = head
-        self._judged: OrderedDict[bytes, Judged] = OrderedDict()
+        self._readings = Readings(info, layout, runtime.context_tokens)
 
     async def open(self, messages: Sequence[ChatMessage], *, tenant: str = "") -> Claim:
         """See `RewardModel.open`.
@@ -77,7 +46,7 @@ class ReadingJudge:
         Raises:
             RewardUnavailable: The judge is closed.
         """
-        tokens = self._layout.prompt(messages)
+        tokens = self._readings.layout.prompt(messages)
         try:
             return self._runtime.claim(tokens, tenant=tenant, response_start=len(tokens))
         except EngineClosed as err:
@@ -104,8 +73,8 @@ class ReadingJudge:
         for key, result in zip(wanted, results, strict=True):
             computed[key] = result.computed_tokens
             fresh.update(result.value)
-        scores = [self._score(reading, fresh, computed) for reading in readings]
-        self._remember(fresh)
+        scores = [self._readings.score(reading, fresh, computed) for reading in readings]
+        self._readings.remember(fresh)
         return scores
 
     def stats(self) -> RewardStats:
@@ -122,28 +91,16 @@ class ReadingJudge:
         """See `RewardModel.aclose`."""
         await self._runtime.aclose()
 
-    def _lay_out(self, candidate: Candidate) -> _Reading | None:
-        """Tokens and step ends of a candidate; None when they cannot be read."""
-        claim = candidate.claim if isinstance(candidate.claim, PageClaim) else None
-        tenant, claimed = (claim.tenant, claim.token_ids) if claim is not None else ("", None)
-        try:
-            laid = self._layout.lay_out(candidate.messages, candidate.steps, claimed)
-        except PromptError:
-            return None
-        if len(laid.tokens) > self._runtime.context_tokens:
-            return None
-        ends = tuple(end for end in laid.ends if end)
-        keys = _keys(tenant, laid.tokens, ends)
-        known = {key: self._judged[key] for key in keys if key in self._judged}
-        num_blank = len(laid.ends) - len(ends)
-        return _Reading(tenant, laid.tokens, laid.start, ends, keys, known, num_blank)
+    def _lay_out(self, candidate: Candidate) -> Reading | None:
+        claim = candidate.claim
+        if isinstance(claim, PageClaim):
+            return self._readings.lay_out(candidate, claim.tenant, claim.token_ids)
+        return self._readings.lay_out(candidate, "", None)
 
-    def _request(self, reading: _Reading) -> ReadRequest | None:
+    def _request(self, reading: Reading) -> ReadRequest | None:
         """What must still be run for a candidate; None when every step is remembered."""
-        num_known = next(
-            (i for i, key in enumerate(reading.keys) if key not in reading.known), None
-        )
-        if num_known is None:
+        num_known = reading.num_known
+        if num_known == len(reading.ends):
             return None
         logp = reading.known[reading.keys[num_known - 1]].logp if num_known else 0.0
         keys, ends = reading.keys[num_known:], reading.ends[num_known:]
@@ -159,34 +116,3 @@ class ReadingJudge:
             return list(zip(keys, judged, strict=True))
 
         return ReadRequest(reading.tenant, reading.tokens[: ends[-1]], first, finish)
-
-    def _score(
-        self, reading: _Reading | None, fresh: Mapping[bytes, Judged], computed: dict[bytes, int]
-    ) -> Score:
-        if reading is None:
-            return Score(math.nan)
-        is_process = self.info.kind is RewardKind.PROCESS
-        if not reading.ends:
-            return Score(self.info.low, (self.info.low,) * reading.num_blank)
-        judged = [fresh[key] if key in fresh else reading.known[key] for key in reading.keys]
-        values = (self.info.low,) * reading.num_blank + tuple(step.value for step in judged)
-        # Of equal candidates the first one pays.
-        tokens_computed = computed.pop(reading.keys[-1], 0)
-        return Score(values[-1], values if is_process else (), tokens_computed)
-
-    def _remember(self, fresh: Mapping[bytes, Judged]) -> None:
-        self._judged.update((key, one) for key, one in fresh.items() if math.isfinite(one.value))
-        while len(self._judged) > _MAX_REMEMBERED:
-            self._judged.popitem(last=False)
-
-
-def _keys(tenant: str, tokens: TokenIds, ends: Sequence[int]) -> tuple[bytes, ...]:
-    """A key per step, standing for the tenant and all tokens up to the step's end."""
-    name = tenant.encode()
-    digest = hashlib.blake2b(len(name).to_bytes(8, "little") + name, digest_size=16)
-    keys, start = [], 0
-    for end in ends:
-        digest.update(array("q", tokens[start:end]).tobytes())
-        keys.append(digest.digest())
-        start = end
-    return tuple(keys)

@@ -186,7 +186,7 @@ async def test_a_new_step_costs_its_own_tokens_and_no_others(case: Case) -> None
     for count in range(1, len(STEPS) + 1):
         before = case.judge.stats().tokens_computed
         (score,) = await case.judge.score([candidate(*STEPS[:count], claim=claim)])
-        laid = case.judge._layout.lay_out(MESSAGES, STEPS[:count], None)
+        laid = case.judge._readings.layout.lay_out(MESSAGES, STEPS[:count], None)
         assert laid.ends[-1] == len(laid.tokens)
         assert score.tokens_computed == len(laid.tokens) - length
         assert case.judge.stats().tokens_computed - before == score.tokens_computed
@@ -201,9 +201,9 @@ async def test_branches_pay_for_their_own_last_step_only(case: Case) -> None:
     (trunk,) = await case.judge.score([candidate(*STEPS[:2], claim=claim)])
     leaves = [candidate(*STEPS[:2], f"Step 3: {n}{n}\n\n", claim=claim) for n in range(4)]
     scores = await case.judge.score(leaves)
-    base = len(case.judge._layout.lay_out(MESSAGES, STEPS[:2], None).tokens)
+    base = len(case.judge._readings.layout.lay_out(MESSAGES, STEPS[:2], None).tokens)
     for leaf, score in zip(leaves, scores, strict=True):
-        laid = case.judge._layout.lay_out(MESSAGES, leaf.steps, None)
+        laid = case.judge._readings.layout.lay_out(MESSAGES, leaf.steps, None)
         assert score.tokens_computed <= len(laid.tokens) - base
         assert score.steps[:2] == trunk.steps
         assert score.steps == pytest.approx(case.expected(*leaf.steps), abs=CLOSE)
@@ -215,7 +215,10 @@ async def test_a_longer_answer_costs_what_is_new_and_the_end_of_the_template(cas
     claim = await case.judge.open(MESSAGES)
     await case.judge.score([candidate(*STEPS[:2], claim=claim)])
     (score,) = await case.judge.score([candidate(*STEPS[:3], claim=claim)])
-    tokens = [case.judge._layout.lay_out(MESSAGES, STEPS[:count], None).tokens for count in (2, 3)]
+    tokens = [
+        case.judge._readings.layout.lay_out(MESSAGES, STEPS[:count], None).tokens
+        for count in (2, 3)
+    ]
     shared = next(i for i, (a, b) in enumerate(zip(*tokens, strict=False)) if a != b)
     assert score.tokens_computed == len(tokens[1]) - shared
     claim.release()

@@ -69,7 +69,7 @@ async def test_a_nan_costs_its_candidate_and_is_not_remembered(
         patch.setattr(judge._runtime.decoder, "forward", overflowing)
         (score,) = await judge.score([candidate(*STEPS)])
         assert math.isnan(score.value)
-    assert not judge._judged
+    assert len(judge._readings) == 0
     (score,) = await judge.score([candidate(*STEPS[:2], "other.")])
     assert math.isfinite(score.value)
 
@@ -102,7 +102,7 @@ async def test_content_in_parts_reads_like_text(judge: ReadingJudge) -> None:
     parts: tuple[ChatMessage, ...] = (
         {"role": "user", "content": [{"type": "text", "text": "How many coins?"}]},
     )
-    assert judge._layout.prompt(parts) == judge._layout.prompt(MESSAGES)
+    assert judge._readings.layout.prompt(parts) == judge._readings.layout.prompt(MESSAGES)
 
 
 @pytest.mark.parametrize("judge", CHECKPOINTS, indirect=True)

@@ -52,7 +52,7 @@ async def test_a_judge_says_what_its_preset_says(name: str, tmp_path: Path) -> N
     checkpoint = CHECKPOINTS[name]
     directory = write_checkpoint(name, tmp_path)
     open_judge = open_process if checkpoint.kind == "process" else open_outcome
-    judge = open_judge("rm", str(directory), checkpoint.options)
+    judge = open_judge("rm", str(directory), {**checkpoint.options, "kv_tokens": 2048})
     preset = presets()[OF_CHECKPOINT[name]]
     tensors = load_file(directory / "model.safetensors")
     assert (judge.info.kind, judge.info.aggregate) == (preset.kind, preset.aggregate)
@@ -79,7 +79,7 @@ def test_a_value_head_is_known_by_its_tensor(tmp_path: Path) -> None:
 def refusal(directory: Path, kind: str = "process", **options: object) -> str:
     open_judge = open_process if kind == "process" else open_outcome
     with pytest.raises((RewardLoadError, ModelLoadError)) as caught:
-        open_judge("rm", str(directory), options)
+        open_judge("rm", str(directory), {"kv_tokens": 2048, **options})
     assert "\n" not in str(caught.value)
     return str(caught.value)
 

@@ -239,9 +239,9 @@ async def test_a_failing_forward_is_unavailable_and_passes(
 
 
 async def test_the_memory_is_bounded(judge: ReadingJudge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reward_models.reader._MAX_REMEMBERED", 2)
+    monkeypatch.setattr("reward_models.readings._MAX_REMEMBERED", 2)
     (first,) = await judge.score([candidate(*STEPS)])
-    assert len(judge._judged) == 2
+    assert len(judge._readings) == 2
     (again,) = await judge.score([candidate(*STEPS)])
     assert again.steps == pytest.approx(first.steps, abs=1e-6)
 
