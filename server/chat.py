@@ -179,14 +179,6 @@ class Completion:
         metrics, strategy = self._services.metrics, self._plan.asked
         if isinstance(item, Result):
             self._status = "ok"
-            spent = item.spent
-            metrics.prompt_tokens.labels(strategy).inc(item.prompt_tokens)
-            metrics.generated_tokens.labels(strategy).inc(spent.generated_tokens)
-            metrics.wasted_tokens.labels(strategy).inc(spent.wasted_tokens)
-            metrics.candidates.labels(strategy).inc(spent.candidates)
-            metrics.dropped.labels(strategy).inc(spent.dropped)
-            metrics.reward_calls.labels(strategy).inc(spent.reward_calls)
-            metrics.reward_tokens.labels(strategy).inc(spent.reward_tokens)
         elif item.text and not self._has_text:
             self._has_text = True
             waited_s = time.monotonic() - self._arrived_s
@@ -212,6 +204,7 @@ class Completion:
             self._ticket.release()
             took_s = time.monotonic() - self._arrived_s
             metrics.requests.labels(strategy, self._status).inc()
+            metrics.count_run(strategy, self._run, is_answered=self._status == "ok")
             metrics.request_seconds.labels(strategy).observe(took_s)
             plan = self._plan
             log.info(

@@ -16,6 +16,8 @@ from prometheus_client import generate_latest as render
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from search.run import Run
+
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 600)
 
 router = APIRouter()
@@ -69,7 +71,9 @@ class Metrics:
             "generated_tokens", "Tokens generated, search included", per_strategy
         )
         self.wasted_tokens = self._counter(
-            "wasted_tokens", "Generated tokens of branches given up", per_strategy
+            "wasted_tokens",
+            "Generated tokens of branches given up or runs unanswered",
+            per_strategy,
         )
         self.candidates = self._counter("candidates", "Candidates made", per_strategy)
         self.dropped = self._counter(
@@ -81,6 +85,21 @@ class Metrics:
         self.store_errors = self._counter(
             "store_errors", "Times the store did not answer and was done without", ["what"]
         )
+
+    def count_run(self, strategy: str, run: Run, *, is_answered: bool) -> None:
+        """Add what a run has spent; of one that gave no answer every generated token is wasted."""
+        spent = run.budget.spent
+        wasted_tokens = spent.wasted_tokens if is_answered else spent.generated_tokens
+        for counter, amount in (
+            (self.prompt_tokens, run.tree.prompt_tokens),
+            (self.generated_tokens, spent.generated_tokens),
+            (self.wasted_tokens, wasted_tokens),
+            (self.candidates, spent.candidates),
+            (self.dropped, spent.dropped),
+            (self.reward_calls, spent.reward_calls),
+            (self.reward_tokens, spent.reward_tokens),
+        ):
+            counter.labels(strategy).inc(amount)
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
         return Counter(f"bough_{name}", text, labels, registry=self.registry)

@@ -100,6 +100,26 @@ async def test_a_client_that_goes_cancels_every_branch(
         assert f'bough_requests_total{{status="cancelled",strategy="{name}"}} 1.0' in text
 
 
+async def test_what_a_cancelled_run_drew_is_counted_as_wasted() -> None:
+    async with serving(echo_settings()) as app, client_of(app) as client:
+        engine = gated(app)
+        exchange = Exchange(app, CHAT, body(stream=True, bough=SEARCH))
+        await asyncio.wait_for(engine.at_gate.wait(), 20)
+        await exchange.leave()
+        lines = (await client.get("/metrics")).text.splitlines()
+    counted = {
+        name: next(
+            float(line.rsplit(" ", 1)[1])
+            for line in lines
+            if line.startswith(f'bough_{name}_total{{strategy="best_of_n"}}')
+        )
+        for name in ("prompt_tokens", "generated_tokens", "wasted_tokens", "candidates")
+    }
+    assert counted["prompt_tokens"] > 0
+    assert counted["wasted_tokens"] == counted["generated_tokens"] > 0
+    assert counted["candidates"] == 4
+
+
 async def test_a_client_that_goes_while_it_waits_leaves_the_queue() -> None:
     settings = echo_settings(limits={"max_concurrent_runs": 1, "max_queued_runs": 2})
     async with serving(settings) as app, client_of(app) as client:
