@@ -2,6 +2,10 @@
 
 Every event is copied as it happens. A store that does not answer costs the copy, never the run: it
 is counted and logged once per run, and the rest of that run is not copied.
+
+A store keeps only the last events of a stream, and a tree needs the first, so a run's events go to
+as many streams as they need, `SEGMENT` to each. Beyond `MAX_EVENTS` nothing is kept but how the run
+ended.
 """
 
 from __future__ import annotations
@@ -16,13 +20,19 @@ from search.run import Run
 from search.tree import TreeEvent
 from server.errors import RunNotFound
 from server.metrics import Metrics
-from stores.base import Event, Store
+from stores.base import EVENTS_TTL_S, MAX_STREAM_EVENTS, Store
 from stores.errors import StoreUnavailable, ValueTooLarge
 
 log = logging.getLogger("bough.server")
 
 LAST: Final = "ended"
 """The kind of a run's last event."""
+
+SEGMENT: Final = MAX_STREAM_EVENTS // 2
+"""Events in one stream: fewer than what a store keeps of one."""
+
+MAX_EVENTS: Final = 20 * SEGMENT
+"""Events that are kept of one run; its end comes on top."""
 
 _PAGE: Final = 1000
 _WAIT_S: Final = 5.0
@@ -70,19 +80,28 @@ class LiveRuns(Mapping[str, Run]):
             await asyncio.wait(self._copies)
 
     async def _copy(self, run: Run) -> None:
-        key, tenant = key_of(run.request.run_id), run.request.tenant
+        request = run.request
+        # the first stream must outlive the run as long as the last one does
+        ttl_s = EVENTS_TTL_S + (request.limits.wall_ms or 0) / 1000
         try:
             async for event in run.tree.follow():
-                data = json.dumps(event.to_json(), separators=(",", ":")).encode()
-                await self._store.append_event(key, data, tenant=tenant, number=event.number)
+                if event.number >= MAX_EVENTS and event.kind != LAST:
+                    continue
+                await self._store.append_event(
+                    key_of(request.run_id, event.number),
+                    json.dumps(event.to_json(), separators=(",", ":")).encode(),
+                    tenant=request.tenant,
+                    number=event.number,
+                    ttl_s=ttl_s,
+                )
         except (StoreUnavailable, ValueTooLarge) as err:
             self._metrics.store_errors.labels("run_events").inc()
-            log.warning("events of run %s are not copied: %s", run.request.run_id, err)
+            log.warning("events of run %s are not copied: %s", request.run_id, err)
 
 
-def key_of(run_id: str) -> str:
-    """The stream of a run's events."""
-    return f"run:{run_id}"
+def key_of(run_id: str, number: int) -> str:
+    """The stream that holds the event of this number."""
+    return f"run:{run_id}:{min(number, MAX_EVENTS) // SEGMENT}"
 
 
 async def stored(store: Store, run_id: str, tenant: str) -> list[TreeEvent]:
@@ -93,13 +112,10 @@ async def stored(store: Store, run_id: str, tenant: str) -> list[TreeEvent]:
         StoreUnavailable: The store does not answer.
     """
     found: list[TreeEvent] = []
-    while True:
-        after = found[-1].number if found else -1
-        page = await store.read_events(key_of(run_id), after, tenant=tenant, limit=_PAGE)
-        found += [_event(event) for event in page]
-        if len(page) < _PAGE:
-            break
-    if not found or found[0].number != 0:
+    while page := await _page(store, run_id, tenant, found[-1].number if found else -1):
+        found += page
+    kept = [event.number for event in found if event.number < MAX_EVENTS]
+    if kept != list(range(len(kept))) or not kept:
         raise RunNotFound(run_id)
     return found
 
@@ -114,17 +130,19 @@ async def following(
     """
     quiet_s = 0.0
     while quiet_s < patience_s:
-        page = await store.read_events(
-            key_of(run_id), after, tenant=tenant, limit=_PAGE, wait_s=_WAIT_S
-        )
+        page = await _page(store, run_id, tenant, after, wait_s=_WAIT_S)
         quiet_s = 0.0 if page else quiet_s + _WAIT_S
-        for copied in page:
-            event = _event(copied)
+        for event in page:
             yield event
             after = event.number
             if event.kind == LAST:
                 return
 
 
-def _event(copied: Event) -> TreeEvent:
-    return TreeEvent.from_json(json.loads(copied.data))
+async def _page(
+    store: Store, run_id: str, tenant: str, after: int, *, wait_s: float = 0.0
+) -> list[TreeEvent]:
+    """Events above `after` out of one stream; empty only when there are none in any."""
+    key = key_of(run_id, after + 1)
+    copied = await store.read_events(key, after, tenant=tenant, limit=_PAGE, wait_s=wait_s)
+    return [TreeEvent.from_json(json.loads(one.data)) for one in copied]

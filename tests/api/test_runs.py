@@ -11,6 +11,7 @@ import httpx
 from fastapi import FastAPI
 
 from search.tree import SearchTree, TreeEvent
+from server.record import key_of
 from server.services import Services
 from tests.api.harness import (
     CHAT,
@@ -108,7 +109,7 @@ async def test_another_replica_follows_a_run_through_the_store() -> None:
         shared = one.state.services.store
         two.state.services = replace(services, store=shared)
         exchange, run_id = await paused(one)
-        while not await shared.read_events(f"run:{run_id}", tenant=""):
+        while not await shared.read_events(key_of(run_id, 0), tenant=""):
             await exchange.frame()
         async with client_of(two) as client:
             url = f"/v1/runs/{run_id}/events"
