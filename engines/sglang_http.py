@@ -58,7 +58,7 @@ def open_engine(model_id: str, model: str, options: Mapping[str, Any]) -> SGLang
     directory = chosen.tokenizer or Path(known[0].model_path)
     local = read_model(directory)
     engine_info = _info(model_id, local, known, chosen)
-    client = new_client(chosen)
+    client = new_client(urls, chosen)
     workers = [
         Worker(model_id, url, chosen, client, info) for url, info in zip(urls, infos, strict=True)
     ]
@@ -100,9 +100,13 @@ def find_workers(urls: Sequence[str], options: WorkerOptions) -> list[WorkerInfo
     return [found.get(url) for url in urls]
 
 
-def new_client(options: WorkerOptions) -> httpx.AsyncClient:
-    """A client without a limit of connections: every running branch holds one."""
+def new_client(urls: Sequence[str], options: WorkerOptions) -> httpx.AsyncClient:
+    """A client without a limit of connections: every running branch holds one.
+
+    Certificates are read only where an address needs them; that takes a while.
+    """
     return httpx.AsyncClient(
+        verify=any(url.startswith("https:") for url in urls),
         headers=options.headers,
         timeout=httpx.Timeout(options.idle_timeout_s, connect=options.connect_timeout_s, pool=None),
         limits=httpx.Limits(

@@ -74,7 +74,9 @@ def discover(url: str, options: WorkerOptions) -> WorkerInfo:
     """
     timeout = httpx.Timeout(options.idle_timeout_s, connect=options.connect_timeout_s)
     try:
-        with httpx.Client(base_url=url, timeout=timeout, headers=options.headers) as client:
+        with httpx.Client(
+            base_url=url, timeout=timeout, headers=options.headers, verify=url.startswith("https:")
+        ) as client:
             model = _get(client, "/model_info")
             server = _get(client, "/server_info")
             is_generation = bool(model["is_generation"])
