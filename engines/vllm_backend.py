@@ -1,0 +1,232 @@
+"""One `AsyncLLM` and what bough asks of it. The only file that calls vLLM's engine.
+
+vLLM's engine core is a process of its own. When it dies every request in flight and every later one
+fails within a moment, and nothing brings it back: the backend is then dead for good.
+
+An `AsyncLLM` belongs to the event loop that it was first used on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import zlib
+from array import array
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vllm import SamplingParams
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMError
+from vllm.inputs.engine import tokens_input
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from engines.base import Constraint, EngineStats, Health, TokenIds, TopLogps
+from engines.errors import (
+    EngineClosed,
+    EngineError,
+    EngineOverloaded,
+    ModelLoadError,
+    UnsupportedByEngine,
+)
+from engines.token_prefix import TokenPrefix
+from engines.vllm_options import VllmOptions, child_environment, field_names, read_options
+from engines.vllm_stats import Meter
+
+_RETRY_AFTER_S: Final = 1  # vLLM does not say when its queue will be shorter
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a request gained since its last output.
+
+    Attributes:
+        token_ids: New tokens.
+        logps: One per token, nats, temperature 1, nothing masked.
+        tops: Alternatives of each, likeliest first; as many as were asked for.
+        prompt_logps: Of each prompt token but the first, where they were asked for.
+        cached_tokens: Prompt tokens found in the cache.
+        reason: Why the request ended; None while it goes on.
+    """
+
+    token_ids: Sequence[int]
+    logps: Sequence[float]
+    tops: Sequence[TopLogps]
+    prompt_logps: tuple[float, ...]
+    cached_tokens: int
+    reason: str | None
+
+
+class VllmBackend:
+    """Requests by token ids, to their end or to the closing of the iterator.
+
+    Args:
+        model_id: The id on the wire, for messages.
+        where: The model, for messages.
+        options: As `read_options` made them.
+
+    Raises:
+        ModelLoadError: vLLM does not start.
+    """
+
+    def __init__(self, model_id: str, where: str, options: VllmOptions) -> None:
+        self._model_id = model_id
+        self._meter = Meter()
+        self._numbers = itertools.count()
+        self._live: set[str] = set()
+        self._is_closed = False
+        is_cpu = current_platform.is_cpu()
+        try:
+            with child_environment(options, is_cpu=is_cpu):
+                arguments = AsyncEngineArgs(model=where, **options.engine)
+                self.config: Any = arguments.create_engine_config()
+                self._llm: Any = AsyncLLM.from_vllm_config(
+                    self.config, stat_loggers=[self._meter.factory()], disable_log_stats=True
+                )
+        except (VLLMError, ValueError, TypeError, RuntimeError, OSError, KeyError) as err:
+            raise ModelLoadError(where, f"vLLM does not start with it: {err}") from err
+        self._meter.num_pages = self.config.cache_config.num_gpu_blocks or 0
+        self._meter.page_tokens = self.config.cache_config.block_size
+        self._num_ranks = self.config.parallel_config.data_parallel_size
+        self.renderer: Any = self._llm.renderer
+
+    @property
+    def health(self) -> Health:
+        """Dead once it was closed or an engine core died."""
+        return Health.DEAD if self._is_closed or self._llm.errored else Health.READY
+
+    @property
+    def num_preempted(self) -> int:
+        """Requests so far that lost their KV to others and were computed again."""
+        return self._meter.num_preempted
+
+    def require_open(self) -> None:
+        """Raise EngineClosed unless requests can be answered."""
+        if self.health is Health.DEAD:
+            raise EngineClosed(f"the vLLM engine of model {self._model_id!r} is gone")
+
+    def stats(self) -> EngineStats:
+        """Gauges and counters; without a request nothing is claimed, whatever was last told."""
+        if not self._live:
+            self._meter.nothing_runs()
+        return self._meter.stats()
+
+    async def run(
+        self,
+        prefix: TokenPrefix,
+        token_ids: TokenIds,
+        params: dict[str, Any],
+        *,
+        constraint: Constraint | None = None,
+        is_final_only: bool = False,
+    ) -> AsyncGenerator[Drawn]:
+        """One request; closing the iterator aborts it.
+
+        Args:
+            prefix: Whose tenant, priority and prompt it has.
+            token_ids: What is continued.
+            params: Of `SamplingParams`.
+            constraint: What its output must look like.
+            is_final_only: Whether everything may come at once.
+
+        Raises:
+            EngineClosed: The engine is gone.
+            EngineOverloaded: vLLM's own queue is full.
+            UnsupportedByEngine: vLLM refuses the parameters.
+        """
+        self.require_open()
+        number = f"{self._model_id}-{next(self._numbers)}"
+        self._live.add(number)
+        try:
+            kind = RequestOutputKind.FINAL_ONLY if is_final_only else RequestOutputKind.DELTA
+            stream = self._llm.generate(
+                tokens_input(list(token_ids), cache_salt=prefix.tenant or None),
+                SamplingParams(output_kind=kind, structured_outputs=_grammar(constraint), **params),
+                number,
+                priority=-prefix.priority,  # vLLM runs the lowest first, bough the highest
+                data_parallel_rank=self._rank(prefix),
+            )
+            async with aclosing(stream):
+                async for output in stream:
+                    yield _drawn(output, params["logprobs"])
+        except EngineDeadError as err:
+            raise EngineClosed(f"the vLLM engine of model {self._model_id!r} died") from err
+        except GracefulHTTPError as err:
+            raise EngineOverloaded(self._model_id, _RETRY_AFTER_S) from err
+        except VLLMClientError as err:
+            name = getattr(err, "parameter", None) or ("constraint" if constraint else "sampling")
+            raise UnsupportedByEngine(name, self._model_id, f"vLLM says: {err}") from err
+        except EngineGenerateError as err:
+            raise EngineError(f"vLLM failed on a request: {err.__cause__}") from err
+        finally:
+            self._live.discard(number)
+        if self._is_closed:
+            raise EngineClosed(f"the vLLM engine of model {self._model_id!r} was closed")
+
+    async def aclose(self) -> None:
+        """Abort what runs, end vLLM's processes; idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._live and not self._llm.errored:
+            await self._llm.abort(list(self._live))
+        await asyncio.to_thread(self._llm.shutdown)
+
+    def _rank(self, prefix: TokenPrefix) -> int | None:
+        """Branches of one prompt go where its blocks are: ranks share no cache."""
+        if self._num_ranks <= 1:
+            return None
+        root = array("q", prefix.token_ids[: prefix.response_start])
+        return zlib.crc32(root.tobytes()) % int(self._num_ranks)
+
+
+def launch(model_id: str, model: str, options: dict[str, Any]) -> tuple[VllmBackend, VllmOptions]:
+    """Start vLLM.
+
+    Raises:
+        ModelLoadError: An option or the model cannot be served.
+    """
+    chosen = read_options(
+        model, options, field_names(AsyncEngineArgs), is_cpu=current_platform.is_cpu()
+    )
+    return VllmBackend(model_id, model, chosen), chosen
+
+
+def _grammar(constraint: Constraint | None) -> Any:
+    if constraint is None:
+        return None
+    schema = constraint.json_schema
+    return StructuredOutputsParams(
+        json=None if schema is None else dict(schema),
+        regex=constraint.regex,
+        grammar=constraint.grammar,
+    )
+
+
+def _drawn(output: Any, num_tops: int) -> Drawn:
+    completion = output.outputs[0]
+    flat = completion.logprobs
+    logps: list[float] = []
+    tops: list[TopLogps] = []
+    if flat is not None:
+        for start in flat.start_indices:  # the drawn token comes first, then the likeliest
+            logps.append(flat.logprobs[start])
+            if num_tops:
+                here = slice(start + 1, start + 1 + num_tops)
+                tops.append(tuple(zip(flat.token_ids[here], flat.logprobs[here], strict=True)))
+    prompt = output.prompt_logprobs
+    return Drawn(
+        token_ids=completion.token_ids,
+        logps=logps,
+        tops=tops,
+        prompt_logps=(
+            tuple(prompt.logprobs[start] for start in prompt.start_indices[1:]) if prompt else ()
+        ),
+        cached_tokens=output.num_cached_tokens or 0,
+        reason=completion.finish_reason,
+    )

@@ -1,0 +1,233 @@
+"""`Sampling` as vLLM's parameters, one request at a time.
+
+Where vLLM's own handling agrees with ours to the letter it is used; the rest goes to
+`engines.vllm_shaping`. With speculative decoding vLLM takes no processor of ours: then schedules
+are cut into pieces of constant temperature, a request each, and what else would need the processor
+is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from engines.base import Constraint, EngineInfo, Sampling, Schedule
+from engines.child import TokenChild
+from engines.embedded.sample import mix
+from engines.errors import UnsupportedByEngine
+from engines.vllm_shaping import Shape
+
+_SEED_MASK: Final = (1 << 63) - 1
+_COLDEST: Final = 0.01  # vLLM warms up anything between 0 and this
+_HOTTEST: Final = 2.0
+_MAX_STOP_IDS: Final = 512  # vLLM walks through the list at every token
+_MAX_PIECES: Final = 16
+_MAX_MEMO: Final = 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request for one child.
+
+    Attributes:
+        params: Keyword arguments of `SamplingParams`, but for the constraint.
+        is_final_only: Whether nothing needs to be looked at before the request ends.
+    """
+
+    params: dict[str, Any]
+    is_final_only: bool
+
+
+class NeedleIndex:
+    """Which tokens hold a needle whole; remembers the answers.
+
+    Args:
+        token_bytes: Bytes of every token id.
+    """
+
+    def __init__(self, token_bytes: Sequence[bytes]) -> None:
+        self._token_bytes = token_bytes
+        self._memo: dict[tuple[str, ...], tuple[frozenset[int], bool]] = {}
+
+    def find(self, needles: tuple[str, ...]) -> tuple[frozenset[int], bool]:
+        """Tokens that complete one of `needles` for certain, and whether there are no others.
+
+        A needle of one byte lies in one token. Too many tokens are as good as none.
+        """
+        found = self._memo.get(needles)
+        if found is None:
+            if len(self._memo) >= _MAX_MEMO:
+                self._memo.clear()
+            found = self._memo[needles] = self._search(needles)
+        return found
+
+    def _search(self, needles: tuple[str, ...]) -> tuple[frozenset[int], bool]:
+        wanted = [needle.encode("utf-8", "replace") for needle in needles if needle]
+        holding = frozenset(
+            token
+            for token, text in enumerate(self._token_bytes if wanted else ())
+            if any(needle in text for needle in wanted)
+        )
+        if len(holding) > _MAX_STOP_IDS:
+            return frozenset(), False
+        return holding, all(len(needle) == 1 for needle in wanted)
+
+
+class RequestMaker:
+    """Makes the requests of all children of one `sample` call.
+
+    Args:
+        how: Its options.
+        needles: Of the engine's tokens.
+        info: Of the engine.
+        drafts: Whether speculative decoding is on.
+        position: Where in the answer the children begin.
+
+    Raises:
+        UnsupportedByEngine: An option that cannot be honoured here.
+    """
+
+    def __init__(
+        self,
+        how: Sampling,
+        needles: NeedleIndex,
+        info: EngineInfo,
+        *,
+        drafts: bool,
+        position: int,
+    ) -> None:
+        self.how = how
+        self._drafts = drafts
+        self._info = info
+        self._table: tuple[int, np.ndarray[Any, Any]] | None = None
+        self._check(position)
+        self._needle_ids, self._finds_all = needles.find((*how.stop, *how.boundaries))
+
+    def next(self, child: TokenChild, seed: int) -> Request:
+        """The next request for `child`, which is not over."""
+        how, room = self.how, child.room
+        temperature, pieces_end = self._temperature(child.position)
+        if pieces_end is not None:
+            room = min(room, pieces_end - child.position)
+        shape = None if self._drafts else self._shape(child, room)
+        stop_ids = child.stop_ids
+        if not child.min_tokens_left:
+            stop_ids |= self._needle_ids
+        params: dict[str, Any] = {
+            "max_tokens": room,
+            "min_tokens": min(room, child.min_tokens_left),
+            "temperature": temperature,
+            "top_p": how.top_p,
+            "top_k": how.top_k,
+            "seed": (seed if not child.drawn else mix(seed, child.position)) & _SEED_MASK,
+            "stop_token_ids": sorted(t for t in stop_ids if 0 <= t < self._info.vocab_size),
+            "ignore_eos": True,  # they are stop ids, so that one rule decides
+            "logprobs": how.logprobs or 0,
+            "flat_logprobs": True,
+            "detokenize": False,
+            "skip_clone": True,
+        }
+        if shape is None:
+            params |= self._plain()
+        else:
+            params["extra_args"] = shape.to_args()
+            if not shape.temperatures:
+                params["min_p"] = how.min_p
+        exact = self._finds_all and not child.min_tokens_left
+        return Request(params, is_final_only=not how.deltas and exact)
+
+    def _plain(self) -> dict[str, Any]:
+        how = self.how
+        return {
+            "min_p": how.min_p,
+            "presence_penalty": how.presence_penalty,
+            "frequency_penalty": how.frequency_penalty,
+            "repetition_penalty": how.repetition_penalty,
+        }
+
+    def _check(self, position: int) -> None:
+        """What no request could carry."""
+        how = self.how
+        if how.drafter is not None:
+            raise self._refused("drafter", "set the engine option speculative_config")
+        if how.constraint is not None and not isinstance(how.constraint, Constraint):
+            raise self._refused("constraint", "it must be an engines.base.Constraint")
+        if how.constraint is not None and position > 0:
+            raise self._refused(
+                "constraint",
+                "vLLM's grammars begin with the request, so an answer that is drawn step by step "
+                "cannot have one; use a strategy that draws whole answers",
+            )
+        if not self._drafts:
+            return
+        why = "vLLM cannot while speculative decoding is on; leave it out"
+        for name in ("min_p", "logit_bias", "ban_ids"):
+            if getattr(how, name):
+                raise self._refused(name, why)
+        if position > 0:
+            for name in ("presence_penalty", "frequency_penalty"):
+                if getattr(how, name):
+                    raise self._refused(name, f"over several steps {why}")
+        heats = [how.temperature] if how.schedule is None else self._heats(how.schedule)
+        if any(0 < heat < _COLDEST or heat > _HOTTEST for heat in heats):
+            raise self._refused(
+                "temperature",
+                f"with speculative decoding it must be 0 or in {_COLDEST}…{_HOTTEST}",
+            )
+
+    @staticmethod
+    def _heats(schedule: Schedule) -> list[float]:
+        return [heat for _, heat in schedule.segments(_MAX_PIECES)]
+
+    def _temperature(self, position: int) -> tuple[float, int | None]:
+        """vLLM's temperature from `position` on, and where it ends."""
+        schedule = self.how.schedule
+        if schedule is None:
+            heat = self.how.temperature
+            return (heat if self._is_native(heat) else 1.0), None
+        if not self._drafts:
+            return 1.0, None
+        pieces = schedule.segments(_MAX_PIECES)
+        current = max((at for at, _ in enumerate(pieces) if pieces[at][0] <= position), default=0)
+        ends = pieces[current + 1][0] if current + 1 < len(pieces) else None
+        return pieces[current][1], ends
+
+    @staticmethod
+    def _is_native(heat: float) -> bool:
+        return heat == 0 or _COLDEST <= heat <= _HOTTEST
+
+    def _shape(self, child: TokenChild, room: int) -> Shape | None:
+        how = self.how
+        biases = dict(how.logit_bias) | dict.fromkeys(how.ban_ids, -np.inf)
+        penalised = how.presence_penalty or how.frequency_penalty or how.repetition_penalty != 1
+        temperatures = self._temperatures(child.position, room)
+        if not biases and not penalised and not temperatures:
+            return None
+        return Shape(
+            answered=child.position,
+            temperatures=temperatures,
+            min_p=how.min_p,
+            presence_penalty=how.presence_penalty,
+            frequency_penalty=how.frequency_penalty,
+            repetition_penalty=how.repetition_penalty,
+            bias_ids=np.fromiter(biases, dtype=np.int32).tobytes(),
+            biases=np.fromiter(biases.values(), dtype=np.float32).tobytes(),
+        )
+
+    def _temperatures(self, position: int, room: int) -> bytes:
+        """float32 for the next `room` tokens; the table is made once for all children."""
+        schedule = self.how.schedule
+        if schedule is None:
+            heat = self.how.temperature
+            return b"" if self._is_native(heat) else np.float32(heat).tobytes()
+        if self._table is None or not self._table[0] <= position:
+            heats = [schedule.temperature(position + at) for at in range(room)]
+            self._table = (position, np.array(heats, dtype=np.float32))
+        start = position - self._table[0]
+        return self._table[1][start : start + room].tobytes()
+
+    def _refused(self, name: str, why: str) -> UnsupportedByEngine:
+        return UnsupportedByEngine(name, self._info.model_id, why)
