@@ -461,3 +461,15 @@ class Engine(Protocol):
 
     async def aclose(self) -> None:
         """Stop, cancel what runs, free everything; idempotent."""
+
+
+@runtime_checkable
+class ChecksSampling(Protocol):
+    """An engine that can say before any work what it would refuse later."""
+
+    def check(self, how: Sampling) -> None:
+        """Refuse what `sample` would refuse for an answer's first tokens; asks nobody.
+
+        Raises:
+            UnsupportedByEngine: An option of `how` that the engine cannot honour.
+        """

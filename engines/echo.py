@@ -176,7 +176,7 @@ class EchoEngine:
     ) -> AsyncGenerator[Delta | Continuation]:
         """Draw `n` children in turns, a token each; what cannot be honoured is refused here."""
         self._check_open()
-        self._check_sampling(how)
+        self.check(how)
         if n < 1:
             raise ValueError(f"n is {n}; at least one child must be drawn")
         if seeds is not None and len(seeds) != n:
@@ -290,7 +290,8 @@ class EchoEngine:
             tokens = len(prefix.token_ids) + len(ids)
             raise ContextLengthExceeded(tokens, self.info.context_tokens)
 
-    def _check_sampling(self, how: Sampling) -> None:
+    def check(self, how: Sampling) -> None:
+        """See `ChecksSampling.check`."""
         for name in ("schedule", "drafter", "constraint"):
             if getattr(how, name) is not None:
                 raise UnsupportedByEngine(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pydantic import ValidationError
 
-from engines.base import Capability, EngineInfo
+from engines.base import Capability, ChecksSampling, Engine, EngineInfo, Sampling
 from engines.errors import UnsupportedByEngine
 from reward_models.base import RewardModel
 from search.base import Params
@@ -17,6 +18,13 @@ from search.search import Body
 from search.strategy import Strategy
 
 _GROUP = "bough.strategies"
+_OPTIONS = {
+    "logprobs": Capability.LOGPROBS,
+    "schedule": Capability.SCHEDULE,
+    "drafter": Capability.DRAFTER,
+    "constraint": Capability.CONSTRAINT,
+}
+"""Options of `Sampling`, and what an engine must be able to do to honour them."""
 
 
 def strategy_class(name: str) -> type[Strategy[Params]]:
@@ -73,6 +81,24 @@ def check_fit(strategy: Strategy[Params], engine: EngineInfo, judge: RewardModel
         )
     if strategy.needs_judge and judge is None:
         raise MissingRewardModel(strategy.name, "it ranks its candidates by reward")
+
+
+def check_sampling(strategy: Strategy[Params], engine: Engine, how: Sampling) -> None:
+    """Refuse before any work the options that the engine could not honour.
+
+    A strategy that continues answers draws them step by step, which not every option survives.
+
+    Raises:
+        UnsupportedByEngine: An option without its capability, or one that the engine refuses.
+    """
+    info = engine.info
+    for option, capability in _OPTIONS.items():
+        if getattr(how, option) is not None and capability not in info.capabilities:
+            raise UnsupportedByEngine(option, info.model_id, "leave it out")
+    if Capability.CONTINUE_TEXT in strategy.requires:
+        how = replace(how, boundaries=info.step_delimiters, max_step_tokens=info.max_step_tokens)
+    if isinstance(engine, ChecksSampling):
+        engine.check(how)
 
 
 def body_of(

@@ -18,7 +18,7 @@ from search.claims import ClaimBook
 from search.errors import BrokenContract
 from search.growth import Grower
 from search.judging import Judging
-from search.registry import body_of, check_fit, make_strategy
+from search.registry import body_of, check_fit, check_sampling, make_strategy
 from search.result import Answer, Result, TreeStats, answer_of, distinct, measure
 from search.search import Body, Search
 from search.streaming import Agreement, Piece
@@ -81,7 +81,8 @@ class Run:
         StrategyNotFound: Nobody registered the strategy.
         ParamsError: A parameter it does not have, or a value it refuses.
         MissingRewardModel: It judges and there is no judge.
-        UnsupportedByEngine: The engine lacks a capability it requires.
+        UnsupportedByEngine: The engine lacks a capability it requires, or cannot honour an option
+            of the sampling.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Run:
     ) -> None:
         self._strategy = make_strategy(request.strategy, request.params)
         check_fit(self._strategy, engine.info, judge)
+        check_sampling(self._strategy, engine, request.sampling)
         self.request = request
         self.tree = SearchTree()
         self.budget = Budget(request.limits, clock=clock)

@@ -194,6 +194,8 @@ def _gone(code: str, message: str) -> Row:
 
 
 def _option(error: engine_errors.UnsupportedByEngine) -> str | None:
+    if error.capability == "ban_ids":
+        return "ignore_eos"  # what asks for it on the wire
     return str(error.capability) if error.capability in _OPTIONS else "bough.strategy"
 
 
@@ -208,7 +210,6 @@ _OPTIONS: Final = (
     "repetition_penalty",
     "stop_token_ids",
     "ignore_eos",
-    "ban_ids",
 )
 """Request fields that an engine may refuse under their own names."""
 

@@ -105,7 +105,7 @@ async def resolve(
         judge_id=judge_id,
         run=run,
         asked=asked,
-        ignored=tuple(_ignored(request)),
+        ignored=tuple(_ignored(request, served)),
         is_reproducible=request.seed is not None or request.temperature == 0,
     )
 
@@ -228,8 +228,10 @@ def _least(asked: int | None, cap: int) -> int:
     return cap if asked is None else min(asked, cap)
 
 
-def _ignored(request: ChatRequest) -> Iterator[str]:
+def _ignored(request: ChatRequest, served: Served) -> Iterator[str]:
     yield from wire.ignored(request)
+    if request.ignore_eos and not served.engine.info.eos_ids:
+        yield "ignore_eos"  # an upstream whose end tokens are not known cannot be kept from them
     both = (request.max_tokens, request.max_completion_tokens)
     if None not in both and both[0] != both[1]:
         yield "max_tokens"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
+from engines.base import Capability, Sampling
+from engines.echo import EchoEngine, EchoOptions
+from engines.errors import UnsupportedByEngine
 from tests.api.harness import CHAT, body, client_of, echo_settings, serving
 
 ROWS: list[tuple[dict[str, Any], int, str, str | None]] = [
@@ -264,6 +269,47 @@ async def test_a_strategy_that_judges_needs_a_judge() -> None:
     async with serving(settings) as app, client_of(app) as client:
         response = await client.post(CHAT, json=body(bough={"strategy": "best_of_n"}))
         check(response, 400, "reward_model_required", "bough.reward_model")
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["json", "stream"])
+@pytest.mark.parametrize(
+    ("field", "strategy"), [("logprobs", "single"), ("ignore_eos", "single"), ("top_k", "beam")]
+)
+async def test_options_that_an_engine_lacks_are_a_status(
+    app: FastAPI, client: httpx.AsyncClient, field: str, strategy: str, is_stream: bool
+) -> None:
+    catalog = app.state.services.catalog
+    engine = Particular("echo", EchoOptions())
+    catalog.models["echo"] = replace(catalog.models["echo"], engine=engine)
+    value: Any = 3 if field == "top_k" else True
+    sent = body(stream=is_stream, bough={"strategy": strategy}, **{field: value})
+    check(await client.post(CHAT, json=sent), 400, "unsupported_by_engine", field)
+    assert (await client.post(CHAT, json=body(top_k=3))).status_code == 200
+
+
+class Particular(EchoEngine):
+    """Tells no log-probabilities, bans no ids, and takes top_k for whole answers only."""
+
+    def __init__(self, model_id: str, options: EchoOptions) -> None:
+        super().__init__(model_id, options)
+        able = self.info.capabilities - {Capability.LOGPROBS}
+        self.info = replace(self.info, capabilities=able)
+
+    def check(self, how: Sampling) -> None:
+        super().check(how)
+        if how.ban_ids:
+            raise UnsupportedByEngine("ban_ids", self.info.model_id)
+        if how.top_k and how.boundaries:
+            raise UnsupportedByEngine("top_k", self.info.model_id)
+
+
+async def test_what_no_engine_could_honour_is_listed(
+    app: FastAPI, client: httpx.AsyncClient
+) -> None:
+    engine = app.state.services.catalog.models["echo"].engine
+    engine.info = replace(engine.info, eos_ids=frozenset())
+    reply = (await client.post(CHAT, json=body(ignore_eos=True, max_tokens=3))).json()
+    assert reply["bough"]["ignored"] == ["ignore_eos"]
 
 
 @pytest.mark.parametrize(
