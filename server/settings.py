@@ -230,9 +230,22 @@ def load(
         merged = _merge(merged, values)
         origins.update((name, origin) for name, _ in leaves(values))
     try:
-        return Loaded(Settings(**merged), origins)
+        settings = Settings(**merged)
     except ValidationError as err:
         raise SettingsError(_explain(err, origins)) from err
+    return Loaded(settings, origins | _of_shorthand(settings, origins))
+
+
+def _of_shorthand(settings: Settings, origins: Mapping[str, str]) -> dict[str, str]:
+    """Whoever gave the shorthand `engine` gave the one model that it stands for."""
+    if settings.engine is None:
+        return {}
+    (model_id,) = settings.models
+    return {
+        f"models.{model_id}.{name}": origin
+        for name, origin in origins.items()
+        if f"{name}.".startswith("engine.")
+    }
 
 
 def leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -46,6 +46,8 @@ def test_config_says_where_values_came_from(
     out = capsys.readouterr().out
     assert "port = 81  (environment)" in out
     assert "engine.kind = 'echo'  (flag)" in out
+    assert "models.echo.engine.kind = 'echo'  (flag)" in out
+    assert "models.echo.engine.model = ''  (default)" in out
     assert "limits.max_n = 64  (default)" in out
     assert "store.url = '**********'  (flag)" in out
     assert "hunter2" not in out
