@@ -1,0 +1,1 @@
+"""Other people's software, installed apart and driven on this machine for comparison."""
