@@ -232,14 +232,10 @@ class Fake:
             return JSONResponse({"error": {"message": "Input length exceeds the maximum"}}, 400)
         replies = []
         for ids in rows:
-            trie = self.tries.setdefault("", TokenTrie())
-            cached = min(trie.match(ids), len(ids) - 1)
-            trie.insert(ids)
             meta = {
                 "id": uuid.uuid4().hex,
                 "finish_reason": {"type": "length", "length": 0},
                 "prompt_tokens": len(ids),
-                "cached_tokens": cached,
             }
             replies.append({"embedding": [reward_of(ids)], "meta_info": meta})
         return JSONResponse(replies if is_list else replies[0])
