@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from engines.base import Capability, Continuation, Finish, Sampling
+from engines.base import Capability, Constraint, Continuation, Finish, Sampling
 from engines.conformance_trial import ContractBroken, NotApplicable, Trial, require
 from engines.errors import ContextLengthExceeded, EngineClosed, UnsupportedByEngine
 
@@ -213,7 +213,7 @@ async def what_text_cannot_do_is_refused(trial: Trial) -> None:
     if Capability.HIDDEN_STATES not in has:
         await _refuses(UnsupportedByEngine, lambda: engine.embed([prefix], [1]), "embed")
     odd = {
-        Capability.CONSTRAINT: Sampling(max_tokens=2, constraint=object()),
+        Capability.CONSTRAINT: Sampling(max_tokens=2, constraint=Constraint(regex="[a-z]*")),
         Capability.DRAFTER: Sampling(max_tokens=2, drafter="adaptive"),
     }
     for name, how in odd.items():

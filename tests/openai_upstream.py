@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -200,18 +201,25 @@ class Script:
     """What a failing upstream does, and what it has seen.
 
     Attributes:
-        replies: One per request, in order, the last one again and again: a status with headers and
-            a body, or the events of a stream, after which it hangs when `hangs` is set.
+        replies: One per request, in order, the last one again and again: a status and a body, or
+            the events of a stream. An event may be an exception, which breaks the connection.
+        headers: Of replies that are a status.
+        hangs: Whether streams go on in silence after their events.
         seen: Every request's body.
+        keys: Every request's Authorization.
         gone: Set when a client went before its stream ended.
     """
 
     replies: list[Any]
-    hangs: bool = False
     headers: dict[str, str] = field(default_factory=dict)
+    hangs: bool = False
     seen: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
-    num_gone: int = 0
+    gone: threading.Event = field(default_factory=threading.Event)
+
+
+class Broken(Exception):
+    """Breaks a scripted stream off; uvicorn then closes the connection."""
 
 
 @contextmanager
@@ -236,11 +244,13 @@ def scripted(script: Script) -> Iterator[str]:
 async def _told(script: Script, events: list[Any]) -> AsyncIterator[bytes]:
     try:
         for event in events:
+            if isinstance(event, Exception):
+                raise event
             yield event if isinstance(event, bytes) else _event(event)
         if script.hangs:
             await asyncio.Event().wait()
-    except asyncio.CancelledError:
-        script.num_gone += 1
+    except (asyncio.CancelledError, GeneratorExit):
+        script.gone.set()
         raise
 
 
