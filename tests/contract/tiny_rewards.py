@@ -28,7 +28,7 @@ from transformers import (
     Qwen3ForSequenceClassification,
 )
 
-HIDDEN: Final = 32
+HIDDEN: Final = 64
 CORPUS: Final = (
     "Mia has 12 coins and finds 30 coins. How many coins does she have?",
     "Please reason step by step, and put your final answer within the box.",
@@ -67,11 +67,11 @@ WORDS: Final = (
 """Where Qwen and Llama 3 cut text before merging; they differ in how many digits go together."""
 SHAPE: Final[Mapping[str, Any]] = {
     "hidden_size": HIDDEN,
-    "intermediate_size": 64,
+    "intermediate_size": 96,
     "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.3,
+    "num_attention_heads": 2,  # of width 32: what vLLM's kernels for CPUs take
+    "num_key_value_heads": 1,
+    "initializer_range": 0.2,
 }
 
 
@@ -216,7 +216,7 @@ def write_reward_qwen3(directory: Path, context_tokens: int) -> None:
         max_position_embeddings=context_tokens,
         num_labels=1,
         tie_word_embeddings=True,
-        head_dim=16,
+        head_dim=32,
         **SHAPE,
     )
     config.pad_token_id = None

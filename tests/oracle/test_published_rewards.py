@@ -165,7 +165,7 @@ async def test_every_step_has_its_published_value(case: Case) -> None:
     (score,) = await case.judge.score([candidate(*STEPS)])
     assert score.steps == pytest.approx(expected, abs=CLOSE)
     assert score.value == score.steps[-1]
-    assert len({round(value, 3) for value in expected}) == len(STEPS)
+    assert len({round(value, 4) for value in expected}) == len(STEPS)
 
 
 @pytest.mark.parametrize("case", OUTCOME, indirect=True)

@@ -116,7 +116,7 @@ def gone(tensors: dict[str, torch.Tensor], key: str) -> None:
 
 
 def wider(tensors: dict[str, torch.Tensor], key: str) -> None:
-    tensors[key] = torch.zeros(3, 32)
+    tensors[key] = torch.zeros(3, 64)
 
 
 def unfinished(tensors: dict[str, torch.Tensor], key: str) -> None:
