@@ -224,16 +224,15 @@ async def stop_strings_are_cut_off(trial: Trial) -> None:
 async def stop_strings_straddle_steps(trial: Trial) -> None:
     """A stop string that began in an earlier step ends the answer, and takes nothing back."""
     prefix = await trial.open()
-    plain = await trial.child(prefix, trial.endless)
-    for cut in range(1, len(plain.token_ids)):
-        before = trial.engine.decode(plain.token_ids[:cut])
-        after = trial.engine.decode(plain.token_ids[cut:])
+    for cut in range(1, 24):
+        first = await trial.child(prefix, replace(trial.endless, max_step_tokens=cut))
+        rest = await trial.child(first.prefix, trial.endless)
+        before, after = first.text, rest.text
         needle = before[-1:] + after[:1]
         if "\ufffd" not in needle and needle not in before and needle not in after:
             break
     else:
         raise NotApplicable("no pair of characters fits: the answer is too uniform")
-    first = await trial.child(prefix, replace(trial.endless, max_step_tokens=cut))
     rest = await trial.child(first.prefix, replace(trial.endless, stop=(needle,)))
     ends = (rest.finish, rest.matched, rest.text, rest.token_ids)
     require(ends == (Finish.STOP, needle, "", ()), f"{needle!r} over two steps gave {ends}")
