@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from engines.errors import EngineError
 from reward_models.errors import RewardError
@@ -30,6 +31,11 @@ from server.serve import serve
 from server.settings import Loaded, add_flags, leaves, load
 from server.strategies import describe
 from stores.errors import StoreError
+
+_SECRET: Final = re.compile(r"\.options\.(.*_)?(key|secret|password|token)$")
+"""Options of plugins that are shown to nobody; our own secrets mask themselves."""
+
+_MASK: Final = "**********"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,7 +132,8 @@ def _bench(given: argparse.Namespace) -> int:
 def _config(given: argparse.Namespace, loaded: Loaded) -> int:
     values = loaded.settings.model_dump(mode="json")
     for name, value in leaves(values):
-        print(f"{name} = {value!r}  ({_origin(name, loaded)})")
+        shown = _MASK if value and _SECRET.search(name) else value
+        print(f"{name} = {shown!r}  ({_origin(name, loaded)})")
     return 0
 
 

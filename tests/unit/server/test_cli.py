@@ -53,6 +53,16 @@ def test_config_says_where_values_came_from(
     assert "hunter2" not in out
 
 
+def test_config_shows_no_keys_of_upstreams(capsys: pytest.CaptureFixture[str]) -> None:
+    options = '{"api_key": "hunter2", "api_key_env": "KEY", "max_tokens": 5}'
+    assert main(["config", *ECHO, "--engine.options", options]) == 0
+    out = capsys.readouterr().out
+    assert "hunter2" not in out
+    assert "engine.options.api_key = '**********'  (flag)" in out
+    assert "engine.options.api_key_env = 'KEY'  (flag)" in out
+    assert "engine.options.max_tokens = 5  (flag)" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
