@@ -21,10 +21,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from engines.base import TokenIds
 from engines.embedded.trie import Node, Trie
 from engines.errors import InvariantError
+
+_SLABS: Final = 32  # the share of the pool that eviction frees at once
 
 
 @dataclass(frozen=True)
@@ -81,19 +84,32 @@ class Ledger:
             InvariantError: Fewer are available.
         """
         if len(self._free) < count:
-            self._put_free(self.trie.evict(count - len(self._free)))
+            self._evict(count - len(self._free))
         if len(self._free) < count:
             raise InvariantError(
                 f"{count} pages asked for; {len(self._free)} free, {self.counts()}"
             )
-        if not self._is_sorted:
-            self._free.sort(reverse=True)  # nearly sorted already, which is cheap
-            self._is_sorted = True
         start = self._run_of(count)
+        if start is None and self._evict(1):
+            start = self._run_of(count)
+        if start is None:
+            start = len(self._free) - count
         pages = self._free[start : start + count][::-1]
         del self._free[start : start + count]
         self.num_reserved += count
         return pages
+
+    def take_apart(self) -> int:
+        """Own one page that breaks no run of free ones, where there is a choice.
+
+        Raises:
+            InvariantError: None is available.
+        """
+        page = self.reserve(1)[0]
+        if self._free:  # sorted by `reserve`: the highest page is in front
+            self._free.append(page)
+            page = self._free.pop(0)
+        return self.use([page])[0]
 
     def use(self, pages: list[int]) -> list[int]:
         """Own pages set aside before."""
@@ -181,15 +197,28 @@ class Ledger:
             if node.locks < below:
                 raise InvariantError(f"page {node.page} has {node.locks} locks, {below} from below")
 
-    def _run_of(self, count: int) -> int:
-        """Index in the free list of the lowest run of `count` pages, or of any if there is none."""
+    def _evict(self, count: int) -> bool:
+        """Free at least `count` cached pages if there are as many; whether there were any.
+
+        More than asked for go at once: neighbours were written together and are forgotten together,
+        so that a slab of them gives runs of free pages where single ones would leave holes.
+        """
+        freed = self.trie.evict(max(count, self.num_pages // _SLABS))
+        self._put_free(freed)
+        return bool(freed)
+
+    def _run_of(self, count: int) -> int | None:
+        """Index in the sorted free list of the lowest run of `count` pages."""
+        if not self._is_sorted:
+            self._free.sort(reverse=True)  # nearly sorted already, which is cheap
+            self._is_sorted = True
         free = self._free
-        if not count:
-            return len(free)
+        if count < 2:
+            return len(free) - count
         for start in range(len(free) - count, -1, -1):
             if free[start] - free[start + count - 1] == count - 1:
                 return start
-        return len(free) - count
+        return None
 
     def _put_free(self, pages: Sequence[int]) -> None:
         self._free.extend(pages)

@@ -160,12 +160,16 @@ class Scheduler:
         copy = None
         if short:
             above = nodes[-1] if nodes else parent
-            page = ledger.take(1) if ledger.available else ledger.use([sequence.reserved.pop()])
+            page = (
+                ledger.take_apart()
+                if ledger.available > 0
+                else ledger.use([sequence.reserved.pop()])[0]
+            )
             ledger.lock_path(above)  # one more than the sequence's: sealing passes it to the tail
             tokens = tuple(sequence.tokens[end : sequence.computed])
-            (tail,) = ledger.seal(sequence.tenant, above, tokens, page)
-            if tail.page == page[0]:
-                copy = (sequence.own[0], tail.page)
+            (tail,) = ledger.seal(sequence.tenant, above, tokens, [page])
+            if tail.page == page:
+                copy = (sequence.own[0], page)
             ledger.unlock_path(tail)
         self._set_nodes(sequence, [*sequence.nodes, *nodes])
         return copy
