@@ -115,10 +115,13 @@ class Plan:
         groups: At least one.
         partials: (N, K) int64 into the concatenated cells, the last index standing for "none"; None
             when a query's only partial is the cell of its own number.
+        second: When every query has two partials, of which the first is the cell of its own number
+            in the first group: (N,) int64 where the other is among the cells of the later groups.
     """
 
     groups: list[Group]
     partials: torch.Tensor | None
+    second: torch.Tensor | None = None
 
     def advance(self) -> None:
         """Move every private query one slot on; all must stay inside their pages."""
@@ -233,8 +236,12 @@ class Planner:
             owners.append(queries)
         if len(groups) == 1 and groups[0].queries is None:
             return Plan(groups, None)
-        table = _places(np.concatenate(owners), total)
-        return Plan(groups, torch.from_numpy(table).to(self._device))
+        cells_of = np.concatenate(owners)
+        table = _places(cells_of, total)
+        second = None
+        if table.shape[1] == 2 and groups[0].queries is None and table.max() < len(cells_of):
+            second = torch.from_numpy(table[:, 1] - total).to(self._device)
+        return Plan(groups, torch.from_numpy(table).to(self._device), second)
 
     def _group(self, members: list[_Cell], total: int) -> tuple[Group, npt.NDArray[np.int64]]:
         """One padded rectangle, and the query that owns each of its cells, -1 for padding."""
@@ -349,6 +356,10 @@ def attend(q: torch.Tensor, pages: torch.Tensor, plan: Plan, scale: float) -> to
             return out
         outs.append(out)
         lses.append(lse)
+    if plan.second is not None:
+        other = torch.cat(outs[1:]).index_select(0, plan.second)
+        weight = torch.cat(lses[1:]).index_select(0, plan.second).sub_(lses[0]).sigmoid_()
+        return torch.lerp(outs[0], other, weight.unsqueeze(-1).to(other.dtype))
     heads, width = q.shape[1], q.shape[2]
     outs.append(q.new_zeros(1, heads, width))
     lses.append(lses[0].new_full((1, heads), -torch.inf))
