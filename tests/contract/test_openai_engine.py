@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 
-from engines.base import Capability, Engine
+from engines.base import Capability, Engine, Sampling
 from engines.conformance import CHECKS, Check, NotApplicable, Subject, run_check
 from engines.echo import open_engine as open_echo
+from engines.errors import UnsupportedByEngine
 from engines.openai_http import open_engine
+from reward_models.verifier import VerifierJudge
+from search.budget import Limits
+from search.run import Piece, Run, RunRequest
 from server.serve import BackgroundServer
 from server.settings import Settings
+from tests.api.harness import CHAT, body, chunks_of, client_of, serving
 from tests.openai_upstream import upstream_over
 
 TEXT = [check for check in CHECKS if Capability.TOKENS not in check.requires]
@@ -98,3 +103,91 @@ async def test_completions_of_a_local_template(
 @pytest.mark.parametrize("check", TEXT, ids=lambda check: check.name)
 async def test_bytes_that_are_no_characters(check: Check, echo_upstream: str) -> None:
     await checked(check, echo_upstream, "m")
+
+
+STRATEGIES = {
+    "single": {},
+    "best_of_n": {"width": 3},
+    "self_consistency": {"width": 3},
+    "beam": {"width": 4, "max_depth": 4},
+    "ets": {"width": 4, "max_depth": 4},
+}
+
+
+def run_of(engine: Engine, strategy: str, **limits: int) -> Run:
+    request = RunRequest(
+        strategy=strategy,
+        params=STRATEGIES[strategy],
+        messages=({"role": "user", "content": "one\n2+2=4\nthree\nfour"},),
+        sampling=Sampling(max_tokens=40, stop=("zzz",)),
+        seed=5,
+        limits=Limits(**limits),
+    )
+    return Run(request, engine=engine, judge=VerifierJudge("verifier"))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_searches_over_text(strategy: str, echo_upstream: str) -> None:
+    options = {"base_url": echo_upstream, "step_delimiters": ["\n"]}
+    engine = open_engine("up", "m", options)
+    run = run_of(engine, strategy)
+    result = await run.result()
+    answer = result.answers[0]
+    assert answer.content
+    assert answer.token_ids == ()
+    assert 0 < answer.num_tokens <= 40
+    assert result.prompt_tokens > len("one\n2+2=4\nthree\nfour")
+    drawn = sum(branch.step.num_tokens for branch in run.tree.branches)
+    assert result.spent.generated_tokens >= drawn >= answer.num_tokens
+    assert result.tree.unique_tokens == result.prompt_tokens + drawn
+    if strategy in ("beam", "ets"):
+        assert result.tree.depth > 1
+
+    again = await run_of(engine, strategy).result()
+    assert again.answers[0].content == answer.content
+    pieces = [item async for item in run_of(engine, strategy).stream()]
+    streamed = "".join(piece.text for piece in pieces if isinstance(piece, Piece))
+    assert streamed == answer.content
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("strategy", ["best_of_n", "beam"])
+async def test_a_budget_is_kept_where_tokens_are_only_counted(
+    strategy: str, echo_upstream: str
+) -> None:
+    options = {"base_url": echo_upstream, "step_delimiters": ["\n"]}
+    engine = open_engine("up", "m", options)
+    result = await run_of(engine, strategy, generated_tokens=20).result()
+    assert result.stop_reason == "budget"
+    assert 0 < result.spent.generated_tokens <= 20
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("strategy", ["beam", "ets"])
+async def test_steps_need_an_upstream_that_goes_on(strategy: str, bough: str) -> None:
+    engine = open_engine("up", "tiny", {"base_url": bough})
+    with pytest.raises(UnsupportedByEngine, match="continue_text"):
+        run_of(engine, strategy)
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("chat", [True, False])
+async def test_logprobs_reach_the_wire(chat: bool, tiny_upstream: str, tiny_llama: Path) -> None:
+    options = {"base_url": tiny_upstream, "dialect": "vllm"}
+    if not chat:
+        options["chat_template"] = str(tiny_llama)
+    model = {"kind": "openai", "model": "m", "options": options}
+    settings = Settings(models={"up": {"engine": model}})
+    async with serving(settings) as app, client_of(app) as client:
+        asked = {"model": "up", "max_tokens": 6, "logprobs": True, "top_logprobs": 2, "seed": 1}
+        whole = (await client.post(CHAT, json=body(**asked))).json()
+        stream = await client.post(CHAT, json=body(**asked, stream=True))
+    choice = whole["choices"][0]
+    rows = choice["logprobs"]["content"]
+    assert "".join(row["token"] for row in rows) == choice["message"]["content"]
+    # completions list alternatives by their text, which two of them may share
+    assert all(len(row["top_logprobs"]) in ((2,) if chat else (1, 2)) for row in rows)
+    assert whole["usage"]["completion_tokens"] == 6
+    chunks = [one["choices"][0] for one in chunks_of(stream.text) if one["choices"]]
+    streamed = [row for one in chunks if one["logprobs"] for row in one["logprobs"]["content"]]
+    assert [row["token"] for row in streamed] == [row["token"] for row in rows]
