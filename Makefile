@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 VLLM := .venv-vllm
 VLLM_STAMP := $(VLLM)/.ready
+SGLANG := .venv-sglang
+SGLANG_STAMP := $(SGLANG)/.ready
 PORT ?= 8000
 URL ?=
 ARGS ?=
@@ -12,7 +14,7 @@ LOAD := --rate 2 --duration-s 30 --mix single=0.5,self_consistency=0.2,best_of_n
 	--json load-results/load.json --html load-results/load.html
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve check fix test setup-vllm test-vllm test-sglang load models bench redis clean
+.PHONY: help setup demo serve check fix test setup-vllm setup-sglang test-vllm test-sglang load models bench redis clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -41,6 +43,18 @@ $(VLLM_STAMP): pyproject.toml $(wildcard deploy/vllm/*.txt)
 	  -r deploy/vllm/requirements-cpu.txt -r deploy/vllm/requirements-bough.txt
 	$(VLLM)/bin/python -m pip install --quiet --no-deps -e . -e clients/python
 	@touch $(VLLM_STAMP)
+
+setup-sglang: $(SGLANG_STAMP) ## make .venv-sglang with SGLang for CPUs
+
+# The server alone lives there; the tests that start it run in $(VENV).
+$(SGLANG_STAMP): $(wildcard deploy/sglang/*.txt)
+	$(PYTHON) -m venv $(SGLANG)
+	$(SGLANG)/bin/python -m pip install --quiet --upgrade pip
+	$(SGLANG)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(SGLANG)/bin/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)" \
+	  -r deploy/sglang/requirements-cpu.txt
+	$(SGLANG)/bin/python -m pip install --quiet --no-deps -r deploy/sglang/requirements-cpu-bare.txt
+	@touch $(SGLANG_STAMP)
 
 demo: setup ## ask held-out problems under every strategy and print a table
 	$(BIN)/python -m loadtests.demo $(ARGS)
@@ -71,9 +85,8 @@ test: setup redis ## everything that needs no GPU
 test-vllm: setup-vllm ## tests that need a real vLLM; makes .venv-vllm
 	$(VLLM)/bin/python -m pytest -q -m vllm tests/real_vllm $(ARGS)
 
-# Exit 5 is pytest's word for "no test has this marker".
-test-sglang: setup ## tests that need a real SGLang
-	$(BIN)/python -m pytest -q -m sglang $(ARGS) || [ $$? = 5 ]
+test-sglang: setup setup-sglang ## tests that need a real SGLang; makes .venv-sglang
+	$(BIN)/python -m pytest -q -m sglang tests/real_sglang $(ARGS)
 
 load: setup ## load-test a server of its own, or URL=…
 	$(BIN)/python -m loadtests.driver $(if $(URL),--url $(URL)) $(if $(ARGS),$(ARGS),$(LOAD))
@@ -85,4 +98,4 @@ bench: setup ## the benches: ARGS='quality --n 1000 --seed 7'
 	$(BIN)/bough bench $(if $(ARGS),$(ARGS),engine)
 
 clean: ## remove what was installed and measured
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache bench-results load-results
+	rm -rf $(VENV) $(SGLANG) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache bench-results load-results

@@ -1,0 +1,73 @@
+"""Servers that the tests of this folder share; one is started after the other has gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.real_sglang.rig import PYTHON, ROOT, RealServer
+
+SAPLING = ROOT / "models" / "sapling_sums"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _installed() -> None:
+    if not PYTHON.exists():
+        pytest.skip("no .venv-sglang: make setup-sglang")
+
+
+@pytest.fixture(scope="session")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sglang_logs")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.contract.tiny_llama import write_tiny_llama
+
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny"), context_tokens=256)
+
+
+@pytest.fixture(scope="session")
+def tiny_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A one-label classifier of random weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from tests.contract.tiny_llama import write_tiny_llama
+
+    directory = write_tiny_llama(tmp_path_factory.mktemp("tiny_judge"), context_tokens=256)
+    config = LlamaConfig.from_pretrained(directory)
+    config.num_labels, config.pad_token_id = 1, config.eos_token_id
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session", params=["cumulative", "delta"])
+def generator(request: pytest.FixtureRequest, tiny: Path, logs: Path) -> Iterator[RealServer]:
+    """As SGLang starts by default, and as our documentation recommends it."""
+    if request.param == "delta":
+        server = RealServer(
+            SAPLING,
+            logs / "delta.log",
+            "--incremental-streaming-output",
+            environment={"SGLANG_RETURN_ORIGINAL_LOGPROB": "1"},
+        )
+    else:
+        server = RealServer(tiny, logs / "cumulative.log")
+    try:
+        yield server.wait_ready()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def judge(tiny_judge: Path, logs: Path) -> Iterator[RealServer]:
+    server = RealServer(tiny_judge, logs / "judge.log", "--is-embedding")
+    try:
+        yield server.wait_ready()
+    finally:
+        server.stop()

@@ -1,0 +1,110 @@
+"""A real SGLang server on a loopback port: started from `.venv-sglang`, stopped as a group."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+PYTHON = ROOT / ".venv-sglang" / "bin" / "python"
+START_S = 300.0
+
+_FLAGS = (
+    "--device=cpu",
+    "--attention-backend=torch_native",
+    "--sampling-backend=pytorch",
+    "--dtype=float32",
+    "--disable-overlap-schedule",
+    "--cuda-graph-backend-decode=disabled",
+    "--cuda-graph-backend-prefill=disabled",
+    "--max-total-tokens=8192",
+)
+_ENVIRONMENT = {
+    "PYTHONPATH": str(HERE / "stand_ins"),
+    "SGLANG_USE_CPU_ENGINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class RealServer:
+    """One server: three processes in a group of their own.
+
+    Args:
+        model: A model directory.
+        log: Where its output goes.
+        flags: More of its flags.
+        environment: More of its environment.
+        port: 0 picks a free one.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        log: Path,
+        *flags: str,
+        environment: Mapping[str, str] | None = None,
+        port: int = 0,
+    ) -> None:
+        self.model = model
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        self.is_delta = "--incremental-streaming-output" in flags
+        self.is_raw = (environment or {}).get("SGLANG_RETURN_ORIGINAL_LOGPROB") == "1"
+        self.vocab_size: int = json.loads((model / "config.json").read_text())["vocab_size"]
+        command = [str(PYTHON), str(HERE / "launch.py"), "--model-path", str(model)]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), *_FLAGS, *flags]
+        self._output: IO[bytes] = log.open("ab")
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, **_ENVIRONMENT, **(environment or {})},
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait_ready(self) -> RealServer:
+        """Until it generates, or judges."""
+        end = time.monotonic() + START_S
+        while time.monotonic() < end:
+            if self._process.poll() is not None:
+                break
+            try:
+                if httpx.get(f"{self.url}/health_generate", timeout=30).status_code == 200:
+                    return self
+            except httpx.TransportError:
+                time.sleep(0.5)  # it does not listen yet
+        self.stop()
+        raise AssertionError(f"SGLang did not start:\n{self.log.read_text()[-3000:]}")
+
+    def kill(self) -> None:
+        """End all its processes at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait(30)
+        self._output.close()
+
+    def stop(self) -> None:
+        """The same: nothing of it is worth saving."""
+        if not self._output.closed:
+            self.kill()
