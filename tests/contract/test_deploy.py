@@ -230,6 +230,16 @@ def test_the_image_gets_every_package_and_only_what_exists() -> None:
     assert {f"!{source}" for source in copied} <= set(ignore)
 
 
+def test_the_image_installs_the_versions_that_were_tested() -> None:
+    runs = [rest for name, rest in instructions() if name == "RUN"]
+    (installs,) = (rest for rest in runs if "requirements" in rest)
+    for one in installs.split("&&"):
+        assert "pip install" not in one or "constraints.txt" in one or "torch.txt" in one, one
+    pinned = (ROOT / "constraints.txt").read_text()
+    (torch,) = re.findall(r"grep '(\^torch==)' constraints.txt > /tmp/torch.txt", installs)
+    assert len(re.findall(torch, pinned, re.MULTILINE)) == 1
+
+
 def test_no_package_host_is_written_down() -> None:
     for path in (DEPLOY / "docker").iterdir():
         assert "http" not in re.sub(r"http://127\.0\.0\.1:\d+", "", path.read_text()), path.name
