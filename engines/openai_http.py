@@ -47,7 +47,7 @@ from engines.openai_discovery import discover
 from engines.openai_names import Lexicon
 from engines.openai_options import parse
 from engines.openai_prefix import PromptCount, TextPrefix, own_prefix
-from engines.openai_request import Bound, Wire, body_of, bound_of, check, stops_sent
+from engines.openai_request import Bound, Wire, body_of, bound_of, refuse_unsendable, stops_sent
 from engines.openai_upstream import Upstream
 
 _Items: TypeAlias = "asyncio.Queue[Delta | Continuation | BaseException]"
@@ -151,8 +151,17 @@ class OpenAIEngine:
         if seeds is not None and len(seeds) != n:
             raise ValueError(f"{len(seeds)} seeds for {n} children")
         parent = own_prefix(prefix)
-        check(how, parent, self._wire, self.info)
+        refuse_unsendable(how, parent, self._wire, self.info)
         return self._run(parent, how, self._seeds(how, n, seeds))
+
+    def check(self, how: Sampling) -> None:
+        """Refuse what `sample` would refuse for the first tokens of an answer.
+
+        Raises:
+            UnsupportedByEngine: An option that the upstream is not known to honour.
+        """
+        empty = TextPrefix(Conversation(()), "", 0, PromptCount())
+        refuse_unsendable(how, empty, self._wire, self.info)
 
     async def extend(self, pairs: Sequence[tuple[Prefix, TokenIds]]) -> list[Prefix]:
         """Refuses: there are no tokens to append."""

@@ -58,7 +58,7 @@ def bound_of(how: Sampling, position: int) -> Bound:
     return Bound(step, "context" if step is None else "step_length")
 
 
-def check(how: Sampling, prefix: TextPrefix, wire: Wire, info: EngineInfo) -> None:
+def refuse_unsendable(how: Sampling, prefix: TextPrefix, wire: Wire, info: EngineInfo) -> None:
     """Refuse what this upstream cannot honour.
 
     Raises:

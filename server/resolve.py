@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from engines.base import ChatMessage, Prompt, Sampling
-from engines.errors import ContextLengthExceeded, UnsupportedByEngine
+from engines.errors import ContextLengthExceeded
 from reward_models.base import RewardModel
 from search.budget import Limits
 from search.run import RunRequest
@@ -72,7 +72,6 @@ async def resolve(
         StrategyNotFound: No such strategy, in the body or as a suffix.
         RewardModelNotFound: No such reward model.
         InvalidRequest: A value over the server's limits.
-        UnsupportedByEngine: `ignore_eos` where nobody knows what ends an answer.
         ContextLengthExceeded: The prompt leaves no room for an answer.
         PromptError: The model's template refuses the messages.
     """
@@ -159,10 +158,6 @@ def _check_cap(value: int | None, most: int, param: str) -> None:
 
 def _check_token_ids(request: ChatRequest, served: Served) -> None:
     """Refuse ids that the model does not have; a vocabulary of 0 is an unknown one."""
-    if request.ignore_eos and not served.engine.info.eos_ids:
-        raise UnsupportedByEngine(
-            "ignore_eos", served.model_id, "its end tokens are not known here; leave it out"
-        )
     size = served.engine.info.vocab_size
     given = {
         "logit_bias": map(int, request.logit_bias or {}),
