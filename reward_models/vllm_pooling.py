@@ -38,12 +38,15 @@ if TYPE_CHECKING:
 _OURS: Final = ("model", "runner", "tokenizer", "pooler_config", "task", "convert")
 """Arguments of vLLM's that the preset decides."""
 
-_SERVED: Final = (
-    "Qwen2ForProcessRewardModel",
-    "LlamaForSequenceClassification",
-    "Qwen2ForSequenceClassification",
-    "Qwen3ForSequenceClassification",
+SERVED: Final = frozenset(
+    {
+        "Qwen2ForProcessRewardModel",
+        "LlamaForSequenceClassification",
+        "Qwen2ForSequenceClassification",
+        "Qwen3ForSequenceClassification",
+    }
 )
+"""Architectures with heads that vLLM has poolers for."""
 
 
 _CPU_DEFAULTS: Final = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30}
@@ -98,6 +101,8 @@ class PoolingJudge:
         """
         if self._is_closed:
             raise RewardUnavailable(f"{self.info.model_id} is closed")
+        if self._engine.errored:
+            raise RewardUnavailable(f"{self.info.model_id}: its vLLM engine is gone")
         readings = [self._lay_out(candidate) for candidate in batch]
         wanted = {
             reading.keys[-1]: reading
@@ -224,7 +229,7 @@ def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _require_pooler(model_id: str, preset: Preset) -> None:
-    if not set(preset.architectures) & set(_SERVED):
+    if not SERVED.intersection(preset.architectures):
         raise RewardLoadError(
             f"{model_id}: vLLM has no pooler for the head of the preset {preset.name!r}; "
             f"set kind = {preset.kind.value!r} to serve it on the embedded runtime"

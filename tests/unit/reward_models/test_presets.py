@@ -18,6 +18,7 @@ from reward_models.errors import RewardLoadError
 from reward_models.outcome import open_judge as open_outcome
 from reward_models.presets import choose, presets
 from reward_models.process import open_judge as open_process
+from reward_models.vllm_pooling import SERVED
 from tests.contract.tiny_rewards import CHECKPOINTS, edit, write_checkpoint
 
 OF_CHECKPOINT = {
@@ -45,6 +46,18 @@ def test_what_the_published_models_say() -> None:
         "math-shepherd": (step, "min", 0.0, 1.0),
         "skywork-reward-v2": (RewardKind.OUTCOME, "last", -math.inf, math.inf),
     }
+
+
+def test_the_page_lists_every_preset_as_it_is() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reward_models.md").read_text("utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    listed = {cells[0].strip("| `"): cells for cells in rows if len(cells) == 8}
+    assert set(listed) == set(presets())
+    for name, preset in presets().items():
+        *_, value_range, aggregate, pooled = listed[name]
+        assert value_range == ("0…1" if preset.high == 1 else "any number")
+        assert aggregate == (f"`{preset.aggregate}`" if preset.kind == "process" else "—")
+        assert pooled.startswith("yes" if set(preset.architectures) & SERVED else "no")
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
