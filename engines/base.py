@@ -467,7 +467,7 @@ class Engine(Protocol):
 class ChecksSampling(Protocol):
     """An engine that can say before any work what it would refuse later."""
 
-    def check(self, how: Sampling) -> None:
+    def check_sampling(self, how: Sampling) -> None:
         """Refuse what `sample` would refuse for an answer's first tokens; asks nobody.
 
         Raises:

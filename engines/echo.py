@@ -176,7 +176,7 @@ class EchoEngine:
     ) -> AsyncGenerator[Delta | Continuation]:
         """Draw `n` children in turns, a token each; what cannot be honoured is refused here."""
         self._check_open()
-        self.check(how)
+        self.check_sampling(how)
         if n < 1:
             raise ValueError(f"n is {n}; at least one child must be drawn")
         if seeds is not None and len(seeds) != n:
@@ -290,8 +290,8 @@ class EchoEngine:
             tokens = len(prefix.token_ids) + len(ids)
             raise ContextLengthExceeded(tokens, self.info.context_tokens)
 
-    def check(self, how: Sampling) -> None:
-        """See `ChecksSampling.check`."""
+    def check_sampling(self, how: Sampling) -> None:
+        """See `ChecksSampling.check_sampling`."""
         for name in ("schedule", "drafter", "constraint"):
             if getattr(how, name) is not None:
                 raise UnsupportedByEngine(

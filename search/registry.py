@@ -98,7 +98,7 @@ def check_sampling(strategy: Strategy[Params], engine: Engine, how: Sampling) ->
     if Capability.CONTINUE_TEXT in strategy.requires:
         how = replace(how, boundaries=info.step_delimiters, max_step_tokens=info.max_step_tokens)
     if isinstance(engine, ChecksSampling):
-        engine.check(how)
+        engine.check_sampling(how)
 
 
 def body_of(

@@ -295,8 +295,8 @@ class Particular(EchoEngine):
         able = self.info.capabilities - {Capability.LOGPROBS}
         self.info = replace(self.info, capabilities=able)
 
-    def check(self, how: Sampling) -> None:
-        super().check(how)
+    def check_sampling(self, how: Sampling) -> None:
+        super().check_sampling(how)
         if how.ban_ids:
             raise UnsupportedByEngine("ban_ids", self.info.model_id)
         if how.top_k and how.boundaries:
