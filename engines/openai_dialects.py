@@ -76,14 +76,14 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
             raw_prompt={"add_special_tokens": False},
         ),
         Dialect(
-            # its seeds hold only with deterministic inference switched on
+            # its seeds hold only with deterministic inference switched on, its log-probabilities
+            # are those of the warmed distribution, its repetition penalty leaves the prompt out
             "sglang",
             owners=("sglang",),
-            fields=_VLLM_FIELDS,
+            fields={name: name for name in _VLLM_FIELDS if name != "repetition_penalty"},
             max_stops=64,
             keeps_stop="no_stop_trim",
             continues="flag",
-            has_logprobs=True,
         ),
         Dialect(
             "llamacpp",

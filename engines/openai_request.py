@@ -80,9 +80,9 @@ def refuse_unsendable(how: Sampling, prefix: TextPrefix, wire: Wire, info: Engin
             refuse(name, f"a {wire.dialect.name} upstream does not take it; leave it out")
     if how.stop_token_ids and "stop_token_ids" not in wire.dialect.fields:
         refuse("stop_token_ids", f"a {wire.dialect.name} upstream does not take them; use stop")
-    if how.min_tokens and (how.stop or how.boundaries):
-        refuse("min_tokens", "text tells no tokens, so it cannot be kept together with stops")
     is_part = bool(prefix.written or how.boundaries or how.max_step_tokens)
+    if how.min_tokens and (how.stop or is_part):
+        refuse("min_tokens", "text tells no tokens, so it holds for whole answers without stops")
     if is_part and (how.presence_penalty or how.frequency_penalty):
         name = "presence_penalty" if how.presence_penalty else "frequency_penalty"
         refuse(name, "the upstream takes earlier steps for the prompt; use whole answers")

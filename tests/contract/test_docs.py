@@ -10,10 +10,16 @@ from typing import Any
 
 import pytest
 from prometheus_client.metrics_core import Metric
+from pydantic import BaseModel
 
 from docs.examples.first_good import FirstGood
-from engines.base import Sampling
+from engines.base import Capability, Sampling
+from engines.openai_dialects import DIALECTS
+from engines.openai_options import OpenAIOptions
+from engines.sglang_options import SGLangOptions
 from loadtests.driver import _parser as driver_parser
+from reward_models.http import HttpOptions
+from reward_models.judge import JudgeOptions
 from search.conformance import CHECKS, Check, Subject
 from search.plugins import load
 from server import errors, wire
@@ -197,6 +203,73 @@ def test_engine_options_are_documented() -> None:
     runtime = pytest.importorskip("engines.embedded.runtime", reason="needs torch")
     options = set(runtime.RuntimeOptions.__dataclass_fields__)
     assert options <= code_words(page("engine.md"))
+
+
+def test_the_table_of_engines_says_what_they_declare() -> None:
+    from engines import sglang_http, vllm_async
+    from engines.echo import open_engine as open_echo
+    from engines.openai_http import open_engine as open_openai
+
+    embedded = pytest.importorskip("engines.embedded.engine", reason="needs torch")
+    stated = {"base_url": "http://x/v1", "dialect": "vllm", "context_tokens": 9}
+    able = {
+        "embedded": embedded._CAPABILITIES,
+        "vllm": vllm_async._capabilities(has_tools=False),
+        "sglang": sglang_http._CAPABILITIES,
+        "openai": open_openai(
+            "m", "m", {**stated, "capabilities": [], "mode": "chat"}
+        ).info.capabilities,
+        "echo": open_echo("m", "", {}).info.capabilities,
+    }
+    may = {
+        "vllm": vllm_async._capabilities(has_tools=True),
+        "sglang": sglang_http._CAPABILITIES | {Capability.SEED},
+        "openai": open_openai("m", "m", stated).info.capabilities,
+    }
+    text = section(page("engines.md"), "What each can carry")
+    kinds = re.findall(r"`(\w+)`", row(text, "| `embedded`"))
+    assert set(kinds) == set(able)
+    seen = set()
+    for capability in set(Capability) - {Capability.CHAT_ONLY}:
+        cells = [cell.strip() for cell in row(text, f"`{capability}`").split("|")[2:-1]]
+        for kind, cell in zip(kinds, cells, strict=True):
+            has, can = (carries(one.get(kind, able[kind]), capability) for one in (able, may))
+            assert cell == ("yes" if has else "where known" if can else "no"), (kind, capability)
+            seen.add(cell)
+    assert seen == {"yes", "no", "where known"}
+
+
+def carries(able: frozenset[Capability], capability: Capability) -> bool:
+    is_text = capability is Capability.CONTINUE_TEXT
+    return capability in able or (is_text and Capability.TOKENS in able)
+
+
+@pytest.mark.parametrize(
+    ("title", "model"),
+    [
+        ("`openai`", OpenAIOptions),
+        ("`sglang`", SGLangOptions),
+        ("Judges", HttpOptions),
+        ("Judges", JudgeOptions),
+    ],
+)
+def test_options_of_remote_kinds_are_documented(title: str, model: type[BaseModel]) -> None:
+    assert set(model.model_fields) <= code_words(section(page("engines.md"), title))
+
+
+def test_every_known_upstream_is_documented_as_it_is() -> None:
+    text = section(page("engines.md"), "`openai`")
+    for name, dialect in DIALECTS.items():
+        cells = [cell.strip() for cell in row(text, f"`{name}` |").split("|")[2:-1]]
+        assert cells[0].strip("`") == (dialect.continues or "no"), name
+        assert cells[1] in ("yes",) if dialect.has_seed else cells[1] != "yes", name
+        assert cells[2] in ("yes",) if dialect.has_logprobs else cells[2] != "yes", name
+        assert set(re.findall(r"`(\w+)`", cells[3])) == set(dialect.fields), name
+
+
+def test_every_kind_has_its_place() -> None:
+    kinds = {found for found in re.findall(r"^\| `(\w+)` \|", page("engines.md"), re.MULTILINE)}
+    assert set(load("bough.engines")) <= kinds
 
 
 def test_the_page_shows_the_example_as_it_is() -> None:
