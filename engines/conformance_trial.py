@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from engines.base import ChatMessage, Continuation, Delta, Engine, Prefix, Sampling, TokenIds
+from engines.base import (
+    Capability,
+    ChatMessage,
+    Continuation,
+    Delta,
+    Engine,
+    Prefix,
+    Sampling,
+    TokenIds,
+)
 
 _TEXTS: Final = ("", "plain words", "two\nlines", "é € 😀", " leading and trailing ")
 _MESSAGES: Final = ({"role": "user", "content": "Say it again: é,\none € and\ntwo more."},)
@@ -76,8 +85,13 @@ class Trial:
 
     @property
     def endless(self) -> Sampling:
-        """Sampling that no eos token ends: 24 tokens."""
-        return Sampling(max_tokens=24, ban_ids=self.engine.info.eos_ids)
+        """Sampling that no eos token ends: 24 tokens, always the same for the same seed.
+
+        Without seeds that is greedy.
+        """
+        info = self.engine.info
+        temperature = 1.0 if Capability.SEED in info.capabilities else 0.0
+        return Sampling(max_tokens=24, ban_ids=info.eos_ids, temperature=temperature)
 
 
 async def no_claims(engine: Engine) -> None:
