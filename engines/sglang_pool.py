@@ -37,7 +37,7 @@ class Pool:
         self._options = options
         routing = Routing(options.min_match, options.max_imbalance, options.max_load_ratio)
         self._map = PrefixMap([_cache_tokens(worker.info) for worker in workers], routing)
-        self._leads: dict[tuple[int, str, TokenIds], asyncio.Event] = {}
+        self._leads: dict[tuple[str, TokenIds], asyncio.Event] = {}
 
     @property
     def is_alive(self) -> bool:
@@ -65,10 +65,10 @@ class Pool:
                             drawn += news.ids
                             if len(drawn) == len(news.ids) or news.finish is not None:
                                 self._map.learn(at, (*ids, *drawn), tenant)
-                                self._let_follow(lead, at, tenant, ids)
+                                self._let_follow(lead, tenant, ids)
                             yield news
                 finally:
-                    self._let_follow(lead, at, tenant, ids)
+                    self._let_follow(lead, tenant, ids)
                 return
             except NotTaken as err:
                 await self._wait(err, attempt)
@@ -93,7 +93,7 @@ class Pool:
                     self._map.learn(at, ids, tenant)
                     return reply
                 finally:
-                    self._let_follow(lead, at, tenant, ids)
+                    self._let_follow(lead, tenant, ids)
             except NotTaken as err:
                 await self._wait(err, attempt)
                 attempt += 1
@@ -130,16 +130,16 @@ class Pool:
             at, held = self._map.choose(ids, tenant, loads)
             if len(ids) - held < self._options.lead_tokens:
                 return at, None
-            leader = self._leads.get((at, tenant, ids))
+            leader = self._leads.get((tenant, ids))
             if leader is None:
-                lead = self._leads[(at, tenant, ids)] = asyncio.Event()
+                lead = self._leads[(tenant, ids)] = asyncio.Event()
                 return at, lead
-            await leader.wait()
+            await leader.wait()  # then this worker holds it, or another, or none
 
-    def _let_follow(self, lead: asyncio.Event | None, at: int, tenant: str, ids: TokenIds) -> None:
+    def _let_follow(self, lead: asyncio.Event | None, tenant: str, ids: TokenIds) -> None:
         if lead is not None and not lead.is_set():
             lead.set()
-            del self._leads[(at, tenant, ids)]
+            del self._leads[(tenant, ids)]
 
     async def _wait(self, refused: NotTaken, attempt: int) -> None:
         """Until the next try.

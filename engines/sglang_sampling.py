@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any, Final
 
-from engines.base import EngineInfo, Sampling, TokenIds
+from engines.base import Constraint, EngineInfo, Sampling, TokenIds
 from engines.child import TokenChild
 from engines.errors import UnsupportedByEngine
 
@@ -26,7 +25,6 @@ BAN: Final = -1e4
 
 _GREEDY_BELOW: Final = 1e-6
 _PENALTIES: Final = ("presence_penalty", "frequency_penalty")
-_GRAMMARS: Final = {"json_schema": "json_schema", "regex": "regex", "grammar": "ebnf"}
 
 
 def check(how: Sampling, info: EngineInfo, position: int) -> None:
@@ -63,8 +61,6 @@ def check(how: Sampling, info: EngineInfo, position: int) -> None:
             "SGLang begins a grammar with each request, and this answer takes several: use a "
             "strategy that draws whole answers",
         )
-    if how.constraint is not None:
-        constraint_params(how.constraint, info.model_id)
     for token in (*how.logit_bias, *how.ban_ids):
         if not 0 <= token < info.vocab_size:
             refuse("logit_bias", f"token {token} is not in 0 … {info.vocab_size - 1}")
@@ -177,18 +173,10 @@ def _bias(how: Sampling, answer: TokenIds) -> dict[int, float]:
     return bias
 
 
-def constraint_params(constraint: object, engine: str = "") -> dict[str, str]:
-    """A grammar as SGLang's: one of ``json_schema``, ``regex`` and ``grammar`` (EBNF).
-
-    Raises:
-        UnsupportedByEngine: Any other shape.
-    """
-    if isinstance(constraint, Mapping) and len(constraint) == 1:
-        ((kind, value),) = constraint.items()
-        if kind == "json_schema" and isinstance(value, Mapping):
-            value = json.dumps(value)
-        if kind in _GRAMMARS and isinstance(value, str) and value:
-            return {_GRAMMARS[kind]: value}
-    raise UnsupportedByEngine(
-        "constraint", engine, f"give one of {', '.join(_GRAMMARS)} with its text"
-    )
+def constraint_params(constraint: Constraint) -> dict[str, str]:
+    """A grammar in SGLang's words; a schema is sent as text."""
+    if constraint.json_schema is not None:
+        return {"json_schema": json.dumps(constraint.json_schema)}
+    if constraint.regex is not None:
+        return {"regex": constraint.regex}
+    return {"ebnf": constraint.grammar or ""}
