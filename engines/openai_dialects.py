@@ -67,7 +67,6 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
             "vllm",
             owners=("vllm",),
             fields=_VLLM_FIELDS,
-            max_stops=64,
             keeps_stop="include_stop_str_in_output",
             continues="flag",
             has_seed=True,

@@ -1,8 +1,8 @@
 """Tokens as an upstream names them in log-probabilities: their texts, and numbers of our own.
 
 Servers name a token by its text, and where a token is part of a character the text is lost: they
-write U+FFFD. So the names are laid along the answer's text; of the parts of a character the last
-one gets it and the others get nothing.
+write U+FFFD, or nothing (vLLM). So the names are laid along the answer's text; of the parts of a
+character the last one gets it and the others get nothing.
 """
 
 from __future__ import annotations
@@ -74,13 +74,14 @@ def spell(text: str, named: Sequence[Named], *, is_cut: bool) -> list[bytes] | N
     end = 0  # characters spelled
     is_lost = False
     for one in named:
-        if end == len(text) and one.text:
+        if end == len(text):
             break
-        if _LOST in one.text:
+        if not one.text or _LOST in one.text:
             is_lost = True
             spelled.append("")
             continue
-        at = text.find(one.text, end + 1) if is_lost else end
+        # what was lost is no ASCII; a token without any text, such as a marker, loses nothing
+        at = end if not is_lost or text[end].isascii() else text.find(one.text, end + 1)
         if at < 0 or not text.startswith(one.text, at):
             break
         if is_lost:

@@ -68,6 +68,8 @@ def create_upstream(make: Callable[[], Engine], owner: str) -> FastAPI:
 async def _answer(
     engine: Engine, ids: TokenIds, body: dict[str, Any], *, is_chat: bool
 ) -> Response:
+    if len(body.get("stop") or ()) > 4:
+        return JSONResponse({"error": {"message": "body.stop: at most 4 items"}}, 400)
     limit = engine.info.context_tokens
     wanted = body.get("max_tokens") or 1
     if len(ids) + wanted > limit:
