@@ -32,15 +32,11 @@ class Terms:
     Attributes:
         info: The engine's.
         pool: Its workers.
-        has_raw_logps: Whether every worker reports logps at temperature 1.
-        priority_sign: -1 where smaller priorities run first, 0 where none are taken.
         schedule_pieces: Requests per schedule at most.
     """
 
     info: EngineInfo
     pool: Pool
-    has_raw_logps: bool
-    priority_sign: int
     schedule_pieces: int
 
 
@@ -71,9 +67,11 @@ class Growth:
         self._seed = seed
         self._terms = terms
         self._count = count
-        self._must_score = not draws_from_the_model(
-            how, prefix.position, is_raw=terms.has_raw_logps
-        )
+        # by whether the worker's logps are those at temperature 1
+        self._needs_no_score = [
+            draws_from_the_model(how, prefix.position, is_raw=is_raw) for is_raw in (False, True)
+        ]
+        self._must_score = not self._needs_no_score[terms.pool.has_raw_logps]
         self._cached: int | None = None
         self._computed = 0
 
@@ -135,8 +133,8 @@ class Growth:
             body |= {"return_logprob": True, "logprob_start_len": -1}
             if how.logprobs:
                 body["top_logprobs_num"] = min(how.logprobs, terms.info.vocab_size)
-        if terms.priority_sign and self._prefix.priority:
-            body["priority"] = terms.priority_sign * self._prefix.priority
+        if terms.pool.priority_sign and self._prefix.priority:
+            body["priority"] = terms.pool.priority_sign * self._prefix.priority
         return body
 
     def _take(self, news: News) -> None:
@@ -145,6 +143,8 @@ class Growth:
         matched = finish.get("matched")
         if isinstance(matched, int):  # one that only the server's tokenizer knows ends answers too
             child.stop_ids |= {matched}
+        if not self._needs_no_score[news.is_raw]:  # it may have been started again, and otherwise
+            self._must_score = True
         if self._must_score:
             child.feed(news.ids, (0.0,) * len(news.ids))
         else:
@@ -181,9 +181,9 @@ class Growth:
         )
         if rest is None or self._how.logprobs is None:
             return done, None if rest is None else replace(rest, logps=())
-        known = len(rest.token_ids)
+        start = len(logps) - len(rest.token_ids)
         return done, replace(
-            rest, logps=logps[:known], top_logps=tops[:known] if self._how.logprobs else None
+            rest, logps=logps[start:], top_logps=tops[start:] if self._how.logprobs else None
         )
 
     def _settle(self, news: News, drawn: int) -> None:

@@ -45,7 +45,6 @@ from engines.base import (
 from engines.errors import (
     ContextLengthExceeded,
     EngineClosed,
-    EngineError,
     PromptError,
     UnsupportedByEngine,
 )
@@ -56,7 +55,7 @@ from engines.sglang_pool import Pool
 from engines.sglang_sampling import check
 from engines.token_prefix import TokenPrefix, own_prefix
 
-_Items: TypeAlias = "asyncio.Queue[Delta | Continuation | EngineError]"
+_Items: TypeAlias = "asyncio.Queue[Delta | Continuation | BaseException]"
 
 
 class SGLangEngine:
@@ -134,21 +133,22 @@ class SGLangEngine:
         """See `Engine.sample`."""
         own = self._own(prefix)
         check(how, self.info, own.position)
+        if n < 1:
+            raise ValueError(f"n is {n}; at least one child must be drawn")
         if seeds is not None and len(seeds) != n:
             raise ValueError(f"{len(seeds)} seeds for {n} children")
         items: _Items = asyncio.Queue()
-        tasks = [
-            asyncio.create_task(
-                self._grow(Growth(at, own, how, seed, self._terms, self._count), items)
-            )
-            for at, seed in enumerate(self._seeds(how, n, seeds))
-        ]
+        tasks = []
+        for at, seed in enumerate(self._seeds(how, n, seeds)):
+            growth = Growth(at, own, how, seed, self._terms, self._count)
+            tasks.append(asyncio.create_task(growth.run(items.put_nowait)))
+            tasks[-1].add_done_callback(lambda task: self._tell(task, items))
         self._tasks.update(tasks)
         remaining = n
         try:
             while remaining:
                 item = await items.get()
-                if isinstance(item, EngineError):
+                if isinstance(item, BaseException):
                     raise item
                 remaining -= isinstance(item, Continuation)
                 yield item
@@ -240,15 +240,12 @@ class SGLangEngine:
         if self._watch is None:
             self._watch = asyncio.get_running_loop().create_task(self._pool.watch())
 
-    async def _grow(self, growth: Growth, items: _Items) -> None:
-        """One branch into the queue, or what became of it."""
-        try:
-            await growth.run(items.put_nowait)
-        except EngineError as err:
-            items.put_nowait(err)
-        except asyncio.CancelledError:
+    def _tell(self, task: asyncio.Task[None], items: _Items) -> None:
+        """The reader of a branch that failed, whatever the reason, must not wait for it."""
+        if task.cancelled():
             items.put_nowait(EngineClosed(f"the engine of {self.info.model_id!r} was closed"))
-            raise
+        elif (failure := task.exception()) is not None:
+            items.put_nowait(failure)
 
     def _seeds(self, how: Sampling, n: int, seeds: Sequence[int] | None) -> Sequence[int | None]:
         if Capability.SEED not in self.info.capabilities:

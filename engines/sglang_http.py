@@ -66,8 +66,6 @@ def open_engine(model_id: str, model: str, options: Mapping[str, Any]) -> SGLang
     terms = Terms(
         info=engine_info,
         pool=pool,
-        has_raw_logps=all(worker.has_raw_logps for worker in known),
-        priority_sign=_priority_sign(known),
         schedule_pieces=chosen.schedule_pieces,
     )
     return SGLangEngine(engine_info, local, pool, client, terms)
@@ -131,10 +129,3 @@ def _info(
         step_delimiters=local.step_delimiters if steps is None else steps,
         max_step_tokens=options.max_step_tokens or local.max_step_tokens,
     )
-
-
-def _priority_sign(known: Sequence[WorkerInfo]) -> int:
-    """0 where a worker takes none; a server may refuse a priority that it has no use for."""
-    if not all(worker.takes_priority for worker in known):
-        return 0
-    return -1 if known[0].is_low_first else 1

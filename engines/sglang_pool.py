@@ -38,11 +38,27 @@ class Pool:
         routing = Routing(options.min_match, options.max_imbalance, options.max_load_ratio)
         self._map = PrefixMap([_cache_tokens(worker.info) for worker in workers], routing)
         self._leads: dict[tuple[str, TokenIds], asyncio.Event] = {}
+        # declared once; a worker that comes back without is left out
+        self._is_seeded = all(info.is_seeded for info in self._infos)
+        self._reviving = asyncio.Lock()
 
     @property
     def is_alive(self) -> bool:
         """Whether any worker answers."""
         return any(worker.is_alive for worker in self.workers)
+
+    @property
+    def has_raw_logps(self) -> bool:
+        """Whether every worker reports logps at temperature 1, as far as it is known now."""
+        return all(info.has_raw_logps for info in self._infos)
+
+    @property
+    def priority_sign(self) -> int:
+        """1 or, where smaller ones run first, -1; 0 where a worker takes no priorities."""
+        infos = self._infos
+        if not all(info.takes_priority for info in infos):
+            return 0  # a server may refuse what it has no use for
+        return -1 if infos[0].is_low_first else 1
 
     async def generate(
         self, ids: TokenIds, tenant: str, body: Mapping[str, Any]
@@ -107,11 +123,14 @@ class Pool:
             )
 
     async def _revive(self) -> None:
-        gone = [at for at, worker in enumerate(self.workers) if not worker.is_alive]
-        back = await asyncio.gather(*(self.workers[at].revive() for at in gone))
-        for at, is_back in zip(gone, back, strict=True):
-            if is_back:
-                self._map.forget(at, _cache_tokens(self.workers[at].info))
+        async with self._reviving:
+            gone = [at for at, worker in enumerate(self.workers) if not worker.is_alive]
+            back = await asyncio.gather(
+                *(self.workers[at].revive(must_be_seeded=self._is_seeded) for at in gone)
+            )
+            for at, is_back in zip(gone, back, strict=True):
+                if is_back:
+                    self._map.forget(at, _cache_tokens(self.workers[at].info))
 
     async def _place(self, ids: TokenIds, tenant: str) -> tuple[int, asyncio.Event | None]:
         """The worker, and the event to set at its first token when others may wait for that.
@@ -155,6 +174,10 @@ class Pool:
             raise EngineOverloaded(self._engine, max(1, round(wait_s))) from refused
         if not (refused.is_gone and self.is_alive):  # else another worker can have it at once
             await asyncio.sleep(wait_s)
+
+    @property
+    def _infos(self) -> list[WorkerInfo]:
+        return [worker.info for worker in self.workers if worker.info is not None]
 
     @property
     def _addresses(self) -> str:

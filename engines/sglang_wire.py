@@ -50,6 +50,7 @@ class News:
         finish: SGLang's finish reason; None while the request runs.
         prompt_tokens: Tokens of the request's prompt.
         cached_tokens: Of those, found in the worker's cache.
+        is_raw: Whether the worker reports logps at temperature 1.
     """
 
     ids: TokenIds
@@ -58,6 +59,7 @@ class News:
     finish: Mapping[str, Any] | None
     prompt_tokens: int
     cached_tokens: int
+    is_raw: bool
 
 
 class Reader:
@@ -67,10 +69,12 @@ class Reader:
 
     Args:
         is_delta: Whether the worker streams deltas.
+        is_raw: Whether it reports logps at temperature 1.
     """
 
-    def __init__(self, *, is_delta: bool) -> None:
+    def __init__(self, *, is_delta: bool, is_raw: bool = False) -> None:
         self._is_delta = is_delta
+        self._is_raw = is_raw
         self._seen = 0
 
     def read(self, body: Mapping[str, Any]) -> News:
@@ -92,6 +96,7 @@ class Reader:
                 finish=meta["finish_reason"],
                 prompt_tokens=meta["prompt_tokens"],
                 cached_tokens=meta.get("cached_tokens") or 0,
+                is_raw=self._is_raw,
             )
         except (KeyError, TypeError, IndexError) as err:
             raise EngineClosed(f"SGLang's reply cannot be read: {err!r}") from err

@@ -188,7 +188,9 @@ class Worker:
                 self._abort_later(rid)
 
     async def _read(self, response: httpx.Response) -> AsyncGenerator[News]:
-        reader = Reader(is_delta=self.info is not None and self.info.is_delta)
+        info = self.info
+        assert info is not None, "nothing is sent to a worker that has not said what it is"
+        reader = Reader(is_delta=info.is_delta, is_raw=info.has_raw_logps)
         cutter, is_first = EventCutter(), True
         async for chunk in response.aiter_bytes():
             for event in cutter.feed(chunk):
@@ -241,15 +243,15 @@ class Worker:
             reply = await self._client.get(f"{self.url}/v1/loads", timeout=_HEALTH_TIMEOUT_S)
             if reply.status_code == 404:
                 reply = await self._client.get(f"{self.url}/health", timeout=_HEALTH_TIMEOUT_S)
-            else:
+            elif reply.status_code == 200:
                 loads = parsed(reply.content).get("loads") or ()
                 self.waiting = sum(int(load.get("num_waiting_reqs", 0)) for load in loads)
             self.is_alive = reply.status_code < 500
         except (httpx.HTTPError, EngineClosed):
             self.is_alive = False
 
-    async def revive(self) -> bool:
-        """See whether a worker that was gone is back, as what it was.
+    async def revive(self, *, must_be_seeded: bool) -> bool:
+        """See whether a worker that was gone is back, and can do what was declared.
 
         Its cache is empty then.
         """
@@ -260,7 +262,8 @@ class Worker:
             info = await asyncio.to_thread(discover, self.url, self._options)
         except (httpx.HTTPError, NotTaken, ModelLoadError):
             return False
-        if not info.is_generation:
+        if not info.is_generation or (must_be_seeded and not info.is_seeded):
+            log.warning("%s is back, but not as a generator with seeds; it is left out", self.url)
             return False
         self.info, self.is_alive = info, True
         return True

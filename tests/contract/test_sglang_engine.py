@@ -361,6 +361,38 @@ async def test_a_worker_that_comes_back_is_used_again(start: Start) -> None:
         assert engine.stats().running == 0
 
 
+async def test_a_worker_may_come_back_otherwise(start: Start) -> None:
+    """Streaming and logps are as it is now, not as it was; lost seeds are not made up."""
+    first = start(is_raw=True, is_delta=True)
+    async with opened(first, health_s=60) as engine:
+        prefix = await engine.open(PROMPT)
+        how = Sampling(temperature=0.5, max_tokens=8)
+        await child(engine, prefix, how)
+        first.kill()
+        with pytest.raises(EngineClosed):
+            await child(engine, prefix, how)
+        start(port=first.port)
+        done = await child(engine, prefix, how)
+        scored = await engine.score(prefix, done.token_ids)
+        assert max(map(abs, map(float.__sub__, scored, done.logps))) < 1e-6
+    seeded = start(is_seeded=True)
+    async with opened(seeded, health_s=60) as engine:
+        seeded.kill()
+        with pytest.raises(EngineClosed):
+            await child(engine, await engine.open(PROMPT), how)
+        start(port=seeded.port)
+        with pytest.raises(EngineClosed, match="no worker"):
+            await child(engine, await engine.open(PROMPT), how)
+
+
+async def test_a_bug_of_ours_reaches_the_reader(start: Start) -> None:
+    async with opened(start()) as engine:
+        items = engine.sample(await engine.open(PROMPT), GREEDY, n=2)
+        engine._terms.pool.generate = None  # type: ignore[assignment, method-assign]
+        with pytest.raises(TypeError):
+            [item async for item in items]
+
+
 async def test_a_dead_worker_is_left_out(start: Start) -> None:
     one, other = start(), start()
     async with opened(one, other, health_s=60) as engine:
