@@ -38,6 +38,7 @@ from engines.token_prefix import TokenPrefix
 from engines.vllm_options import VllmOptions, child_environment, field_names, read_options
 from engines.vllm_stats import Meter
 
+_CPU_GRACE_S: Final = 1.0
 _RETRY_AFTER_S: Final = 1  # vLLM does not say when its queue will be shorter
 
 
@@ -80,9 +81,9 @@ class VllmBackend:
         self._numbers = itertools.count()
         self._live: set[str] = set()
         self._is_closed = False
-        is_cpu = current_platform.is_cpu()
+        self._is_cpu = current_platform.is_cpu()
         try:
-            with child_environment(options, is_cpu=is_cpu):
+            with child_environment(options, is_cpu=self._is_cpu):
                 arguments = AsyncEngineArgs(model=where, **options.engine)
                 self.config: Any = arguments.create_engine_config()
                 self._llm: Any = AsyncLLM.from_vllm_config(
@@ -175,7 +176,8 @@ class VllmBackend:
         self._is_closed = True
         if self._live and not self._llm.errored:
             await self._llm.abort(list(self._live))
-        await asyncio.to_thread(self._llm.shutdown)
+        # On a CPU the core does not end by itself, and is waited for until it is killed.
+        await asyncio.to_thread(self._llm.shutdown, _CPU_GRACE_S if self._is_cpu else None)
 
     def _rank(self, prefix: TokenPrefix) -> int | None:
         """Branches of one prompt go where its blocks are: ranks share no cache."""
@@ -205,6 +207,7 @@ def _grammar(constraint: Constraint | None) -> Any:
         json=None if schema is None else dict(schema),
         regex=constraint.regex,
         grammar=constraint.grammar,
+        disable_any_whitespace=schema is not None,  # or a model may write blanks for ever
     )
 
 
@@ -214,11 +217,8 @@ def _drawn(output: Any, num_tops: int) -> Drawn:
     logps: list[float] = []
     tops: list[TopLogps] = []
     if flat is not None:
-        for start in flat.start_indices:  # the drawn token comes first, then the likeliest
-            logps.append(flat.logprobs[start])
-            if num_tops:
-                here = slice(start + 1, start + 1 + num_tops)
-                tops.append(tuple(zip(flat.token_ids[here], flat.logprobs[here], strict=True)))
+        logps = [flat.logprobs[start] for start in flat.start_indices]
+        tops = _tops(flat, num_tops) if num_tops else []
     prompt = output.prompt_logprobs
     return Drawn(
         token_ids=completion.token_ids,
@@ -230,3 +230,20 @@ def _drawn(output: Any, num_tops: int) -> Drawn:
         cached_tokens=output.num_cached_tokens or 0,
         reason=completion.finish_reason,
     )
+
+
+def _tops(flat: Any, count: int) -> list[TopLogps]:
+    """The likeliest tokens of every position.
+
+    vLLM lists the drawn token and then the likeliest, which may name it again; where outputs were
+    joined because the reader was slow, it names every token once.
+    """
+    tops = []
+    for start, end in zip(flat.start_indices, flat.end_indices, strict=True):
+        listed = list(zip(flat.token_ids[start:end], flat.logprobs[start:end], strict=True))
+        if len(listed) > count and listed[0] in listed[1:]:
+            likeliest = listed[1:]
+        else:
+            likeliest = sorted(listed, key=lambda entry: -entry[1])
+        tops.append(tuple(likeliest[:count]))
+    return tops
