@@ -207,7 +207,6 @@ def _grammar(constraint: Constraint | None) -> Any:
         json=None if schema is None else dict(schema),
         regex=constraint.regex,
         grammar=constraint.grammar,
-        disable_any_whitespace=schema is not None,  # or a model may write blanks for ever
     )
 
 
