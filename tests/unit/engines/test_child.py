@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.base import Continuation, Delta, Finish, Sampling
@@ -118,6 +118,7 @@ def test_alternatives_are_kept_only_when_asked_for() -> None:
         assert child.continuation().top_logps == (tuple(tops) if wanted else None)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(
     text=st.text("ab\né €", min_size=1, max_size=24),
     piece=st.integers(1, 9),

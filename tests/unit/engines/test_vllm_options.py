@@ -1,0 +1,88 @@
+"""Option names are checked, and defaults never override what was set."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from engines.errors import ModelLoadError
+from engines.vllm_async import open_engine
+from engines.vllm_options import PROCESSOR, VllmOptions, child_environment, read_options
+
+KNOWN = frozenset(
+    {
+        "model",
+        "block_size",
+        "kv_cache_memory_bytes",
+        "gpu_memory_utilization",
+        "logits_processors",
+        "speculative_config",
+        "scheduling_policy",
+        "reasoning_parser",
+        "logprobs_mode",
+    }
+)
+
+
+def read(options: dict[str, Any], *, is_cpu: bool = True) -> VllmOptions:
+    return read_options("m", options, KNOWN, is_cpu=is_cpu)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"blok_size": 16}, "block_size"),
+        ({"tool_parsr": "hermes"}, "tool_parser"),
+        ({"logprobs_mode": "raw_logits"}, "logprobs_mode"),
+        ({"model": "other"}, "engine.model"),
+    ],
+)
+def test_what_cannot_be_set_is_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(ModelLoadError, match=says):
+        read(options)
+
+
+def test_defaults_of_a_cpu_give_way() -> None:
+    assert read({}).engine["block_size"] == 32
+    assert read({"block_size": 128}).engine["block_size"] == 128
+    assert "block_size" not in read({}, is_cpu=False).engine
+    assert read({}).engine["kv_cache_memory_bytes"] == 1 << 30
+    assert "kv_cache_memory_bytes" not in read({"gpu_memory_utilization": 0.5}).engine
+    assert read({"scheduling_policy": "fcfs"}).engine["scheduling_policy"] == "fcfs"
+
+
+def test_our_processor_is_there_unless_drafts_are() -> None:
+    assert read({}).engine["logits_processors"] == [PROCESSOR]
+    both = read({"logits_processors": ["theirs:P"]})
+    assert both.engine["logits_processors"] == [PROCESSOR, "theirs:P"]
+    drafting = read({"speculative_config": {"method": "ngram"}})
+    assert drafting.drafts
+    assert "logits_processors" not in drafting.engine
+
+
+def test_a_name_that_is_both_ours_and_theirs_goes_to_both() -> None:
+    options = read({"reasoning_parser": "qwen3", "step_delimiters": ["\n"], "max_step_tokens": 9})
+    assert options.reasoning_parser == options.engine["reasoning_parser"] == "qwen3"
+    assert (options.step_delimiters, options.max_step_tokens) == (("\n",), 9)
+
+
+def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    uni = VllmOptions(engine={"distributed_executor_backend": "uni"})
+    with pytest.raises(RuntimeError), child_environment(uni, is_cpu=True):
+        assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+        assert os.environ["TORCHDYNAMO_DISABLE"] == "1"
+        raise RuntimeError
+    assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "1"
+    assert "TORCHDYNAMO_DISABLE" not in os.environ
+    with child_environment(uni, is_cpu=False):
+        assert "TORCHDYNAMO_DISABLE" not in os.environ
+
+
+def test_without_vllm_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "vllm", None)
+    with pytest.raises(ModelLoadError, match="setup-vllm"):
+        open_engine("m", "models/none", {})
