@@ -1,8 +1,8 @@
 """Tokens as an upstream names them in log-probabilities: their texts, and numbers of our own.
 
 Servers name a token by its text, and where a token is part of a character the text is lost: they
-write U+FFFD, or nothing (vLLM). So the names are laid along the answer's text; of the parts of a
-character the last one gets it and the others get nothing.
+write U+FFFD, or nothing, with the whole character in its last part (vLLM). So the names are laid
+along the answer's text; of the parts of a character the last one gets it, the others nothing.
 """
 
 from __future__ import annotations
@@ -70,6 +70,15 @@ def spell(text: str, named: Sequence[Named], *, is_cut: bool) -> list[bytes] | N
     Returns:
         As many as lie in the text, spelling it; None where the names do not fit it.
     """
+    for is_whole in (True, False):
+        found = _laid(text, named, is_cut=is_cut, is_whole=is_whole)
+        if found is not None:
+            return found
+    return None
+
+
+def _laid(text: str, named: Sequence[Named], *, is_cut: bool, is_whole: bool) -> list[bytes] | None:
+    """As `spell`, under one reading: the last part of a character is named by all of it, or not."""
     spelled: list[str] = []
     end = 0  # characters spelled
     is_lost = False
@@ -80,10 +89,11 @@ def spell(text: str, named: Sequence[Named], *, is_cut: bool) -> list[bytes] | N
             is_lost = True
             spelled.append("")
             continue
-        # what was lost is no ASCII; a token without any text, such as a marker, loses nothing
-        at = end if not is_lost or text[end].isascii() else text.find(one.text, end + 1)
-        if at < 0 or not text.startswith(one.text, at):
-            break
+        at = _place(text, one.text, end, is_lost=is_lost, is_whole=is_whole)
+        if at < 0:
+            if is_cut and not is_lost and one.text.startswith(text[end:]):
+                break
+            return None
         if is_lost:
             spelled[-1] = text[end:at]
             is_lost = False
@@ -94,6 +104,16 @@ def spell(text: str, named: Sequence[Named], *, is_cut: bool) -> list[bytes] | N
     if end < len(text) and not is_cut:
         return None
     return [one.encode("utf-8", "replace") for one in spelled]
+
+
+def _place(text: str, token: str, end: int, *, is_lost: bool, is_whole: bool) -> int:
+    """Where a token stands that comes behind `end`, or behind what was lost there; -1: nowhere."""
+    # what was lost is never all ASCII, though it may begin with a blank; a token without any text,
+    # such as a marker, loses nothing
+    can_stand_here = not is_lost or is_whole or text[end].isascii()
+    if can_stand_here and text.startswith(token, end):
+        return end
+    return text.find(token, end + 1) if is_lost else -1
 
 
 def read_choice(choice: Mapping[str, Any]) -> tuple[str, list[Named]]:

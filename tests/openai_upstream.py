@@ -97,10 +97,11 @@ async def _events(
     engine: Engine, prefix: Prefix, body: dict[str, Any], *, is_chat: bool
 ) -> AsyncIterator[bytes]:
     logprobs = body.get("top_logprobs") if is_chat else body.get("logprobs")
+    stopping = "boundaries" if body.get("include_stop_str_in_output") else "stop"
     how = Sampling(
         temperature=body.get("temperature", 1.0),
         max_tokens=body.get("max_tokens"),
-        boundaries=tuple(body.get("stop") or ()),
+        **{stopping: tuple(body.get("stop") or ())},
         logprobs=logprobs if body.get("logprobs") not in (None, False) else None,
     )
     writer = _Writer(engine, body, len(prefix.token_ids), is_chat=is_chat)
@@ -147,10 +148,8 @@ class _Writer:
         rows = list(zip(delta.token_ids, delta.logps, delta.top_logps or (), strict=False))
         if not hits:
             return self.chunk(delta.text, rows)
-        self.is_done = True
+        self.is_done = True  # the stop string is left in the text, what its last token has more not
         end, stop = min(hits)
-        if not self.body.get("include_stop_str_in_output"):
-            end -= len(stop)
         return self.chunk(self.text[before : max(before, end)], rows, finish="stop", reason=stop)
 
     def chunk(

@@ -20,6 +20,8 @@ def named(*texts: str) -> list[Named]:
         ("éé", ("", "", "é"), ("", "é", "é")),
         ("é", ("\ufffd", "\ufffd"), ("", "é")),
         ("ab", ("a", "", "b"), ("a", "", "b")),
+        (")è+", (")", "", "è", "+"), (")", "", "è", "+")),
+        ("H \ufffd\\x", ("H", "", "\\", "x"), ("H", " \ufffd", "\\", "x")),
         ("ab", ("a", "b", ""), ("a", "b")),
         ("ab", ("a", "b", "<|end|>"), ("a", "b")),
         ("", ("<|end|>",), ()),
@@ -34,7 +36,7 @@ def test_names_are_laid_along_the_text(
     assert b"".join(found).decode() == text
 
 
-@pytest.mark.parametrize("tokens", [("on",), ("two",), ("one", " too")])
+@pytest.mark.parametrize("tokens", [("on",), ("two",), ("one", " too"), ("one", "", "x")])
 def test_names_that_do_not_fit_are_none(tokens: tuple[str, ...]) -> None:
     assert spell("one two", named(*tokens), is_cut=False) is None
 
