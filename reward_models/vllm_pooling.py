@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -51,6 +52,8 @@ SERVED: Final = frozenset(
 
 _CPU_DEFAULTS: Final = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30}
 """Where vLLM would compile for a minute, and take nearly all memory."""
+
+_BINDING: Final = "VLLM_CPU_OMP_THREADS_BIND"
 
 
 @dataclass(frozen=True)
@@ -263,8 +266,26 @@ def _engine(model_id: str, directory: Path, layout: Layout, options: Mapping[str
     if isinstance(layout, TaggedSteps):
         given["pooler_config"] = PoolerConfig(tok_pooling_type="STEP", step_tag_id=layout.tag_id)
     try:
-        return AsyncLLM.from_engine_args(
-            AsyncEngineArgs(model=str(directory), runner="pooling", **given)
-        )
+        with _unbound_threads():
+            return AsyncLLM.from_engine_args(
+                AsyncEngineArgs(model=str(directory), runner="pooling", **given)
+            )
     except (ValueError, TypeError, RuntimeError, OSError) as err:
         raise RewardLoadError(f"{directory}: vLLM refuses it: {err}") from err
+
+
+@contextmanager
+def _unbound_threads() -> Iterator[None]:
+    """On a CPU let the system place vLLM's threads, unless the environment says otherwise.
+
+    A judge stands beside other engines. vLLM would bind the threads of each to the same cores,
+    where they wait for one another: seen as engines that never answer.
+    """
+    if _BINDING in os.environ:
+        yield
+        return
+    os.environ[_BINDING] = "nobind"
+    try:
+        yield
+    finally:
+        os.environ.pop(_BINDING, None)
