@@ -12,12 +12,13 @@ import httpx
 from engines.base import Capability, EngineInfo
 from engines.errors import ModelLoadError
 from engines.sglang_child import Terms
+from engines.sglang_discovery import WorkerInfo, discover
 from engines.sglang_engine import SGLangEngine
 from engines.sglang_model import LocalModel, read_model
 from engines.sglang_options import SGLangOptions, WorkerOptions, parse
 from engines.sglang_pool import Pool
 from engines.sglang_wire import NotTaken
-from engines.sglang_worker import Worker, WorkerInfo, discover
+from engines.sglang_worker import Worker
 
 _POLL_S: Final = 0.5
 _KEEP_ALIVE_S: Final = 2.0

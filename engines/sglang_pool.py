@@ -13,10 +13,11 @@ from typing import Any, Final
 
 from engines.base import TokenIds
 from engines.errors import EngineClosed, EngineOverloaded
+from engines.sglang_discovery import WorkerInfo
 from engines.sglang_options import SGLangOptions
 from engines.sglang_routing import PrefixMap, Routing
 from engines.sglang_wire import News, NotTaken
-from engines.sglang_worker import Worker, WorkerInfo
+from engines.sglang_worker import Worker
 
 _FIRST_WAIT_S: Final = 0.1
 _LONGEST_WAIT_S: Final = 5.0

@@ -104,8 +104,8 @@ def request_params(
     """SGLang's `sampling_params` for the next request of `child`.
 
     Args:
-        child: What is drawn.
-        how: Its options, already checked.
+        child: What is drawn, by checked options.
+        how: They.
         answer: The answer's tokens before this request.
         room: The most tokens to draw.
         temperature: In force during this request.
@@ -126,8 +126,7 @@ def request_params(
         params["min_new_tokens"] = min(child.min_tokens_left, room)
     else:
         params["stop"] = _stops(how)
-    bias = _bias(how, answer)
-    if bias:
+    if bias := _bias(how, answer):
         params["logit_bias"] = {str(token): value for token, value in bias.items()}
     if seed is not None:
         params["sampling_seed"] = seed & (2**63 - 1)

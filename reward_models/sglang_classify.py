@@ -23,9 +23,9 @@ from pydantic import Field
 from engines.base import ChatMessage, TokenIds
 from engines.embedded.tokenizer import ChatTokenizer
 from engines.errors import EngineError, ModelLoadError, PromptError
+from engines.sglang_discovery import WorkerInfo, discover
 from engines.sglang_options import WorkerOptions
 from engines.sglang_wire import NotTaken
-from engines.sglang_worker import WorkerInfo, discover
 from reward_models.base import Candidate, Claim, RewardInfo, RewardKind, RewardStats, Score
 from reward_models.claims import EmptyClaim
 from reward_models.errors import RewardLoadError, RewardUnavailable

@@ -15,11 +15,10 @@ import socket
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import regex
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -38,34 +37,18 @@ from tests.sglang_fake_model import (
     uniform_of,
     write_fake_model,
 )
-
-DEFAULTS: dict[str, Any] = {
-    "max_new_tokens": 128,
-    "stop": None,
-    "stop_token_ids": None,
-    "stop_regex": None,
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": -1,
-    "min_p": 0.0,
-    "frequency_penalty": 0.0,
-    "presence_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "min_new_tokens": 0,
-    "n": 1,
-    "json_schema": None,
-    "regex": None,
-    "ebnf": None,
-    "structural_tag": None,
-    "ignore_eos": False,
-    "skip_special_tokens": True,
-    "spaces_between_special_tokens": True,
-    "no_stop_trim": False,
-    "stream_interval": None,
-    "logit_bias": None,
-    "sampling_seed": None,
-    "custom_params": None,
-}
+from tests.sglang_fake_request import (
+    DEFAULTS,
+    Live,
+    Node,
+    Refused,
+    check_params,
+    drop_node,
+    event_of,
+    is_fatal,
+    item_of,
+    reward_of,
+)
 
 
 @dataclass(frozen=True)
@@ -97,55 +80,6 @@ class FakeOptions:
     @property
     def max_req_input_len(self) -> int:
         return self.context_tokens - 6
-
-
-class Refused(Exception):
-    """A request that gets an error body."""
-
-    def __init__(self, message: str, status: int = 400, *, is_plain: bool = False) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body: dict[str, Any] = {"error": message if is_plain else {"message": message}}
-
-
-@dataclass
-class Live:
-    """One request in the batch."""
-
-    rid: str
-    ids: list[int]
-    params: dict[str, Any]
-    body: dict[str, Any]
-    index: int
-    session: tuple[str, str | None] | None = None
-    output: list[int] = field(default_factory=list)
-    logps: list[list[Any]] = field(default_factory=list)
-    tops: list[list[Any]] = field(default_factory=list)
-    chosen: list[list[Any]] = field(default_factory=list)
-    text: str = ""
-    cached: int = 0
-    sent: int = 0
-    sent_text: int = 0
-    finish: dict[str, Any] | None = None
-
-    @property
-    def wants_logps(self) -> bool:
-        return bool(self.body.get("return_logprob"))
-
-    @property
-    def start(self) -> int:
-        """Where the prompt's logprobs begin; its end where none are asked for."""
-        start = self.body.get("logprob_start_len", -1)
-        return start if self.wants_logps and start is not None and start >= 0 else len(self.ids)
-
-
-@dataclass
-class Node:
-    """A finished request of a session."""
-
-    ids: list[int]
-    output: list[int]
-    parent: str | None
 
 
 class Fake:
@@ -307,13 +241,13 @@ class Fake:
         items = given if is_list else [given]
         batch = []
         for at, item in enumerate(items):
-            params = _item(body.get("sampling_params") or {}, at)
+            params = item_of(body.get("sampling_params") or {}, at)
             unknown = next((key for key in params if key not in DEFAULTS), None)
             if unknown is not None:
                 names = ", ".join(f"`{name}`" for name in DEFAULTS)
                 raise Refused(f"unknown field `{unknown}`, expected one of {names}", is_plain=True)
             full = {**DEFAULTS, **params}
-            rid = _item(body.get("rid"), at)
+            rid = item_of(body.get("rid"), at)
             if isinstance(body.get("rid"), str) and is_list:
                 rid = f"{rid}_{at}"
             own = {**body, "extra_key": self._cache_key(body, at)}
@@ -330,7 +264,7 @@ class Fake:
         return list(item)
 
     def _cache_key(self, body: dict[str, Any], at: int) -> str:
-        salt, extra = _item(body.get("cache_salt"), at), _item(body.get("extra_key"), at)
+        salt, extra = item_of(body.get("cache_salt"), at), item_of(body.get("extra_key"), at)
         return f"{salt or ''}/{extra or ''}"
 
     def _trie(self, live: Live) -> TokenTrie:
@@ -339,9 +273,9 @@ class Fake:
     def _admit(self, live: Live) -> None:
         """Refuse or begin a request; what the real server does not survive ends this one too."""
         params, options = live.params, self.options
-        if any(token < 0 for token in live.ids) or _is_fatal(live.body):
+        if any(token < 0 for token in live.ids) or is_fatal(live.body):
             self.die()
-        _check_params(params)
+        check_params(params)
         self._join_session(live)
         if len(live.ids) >= options.max_req_input_len:
             raise Refused(
@@ -376,7 +310,7 @@ class Fake:
         node = nodes[parent]
         if asked.get("replace"):
             for child in [rid for rid, one in nodes.items() if one.parent == parent]:
-                _drop(nodes, child)
+                drop_node(nodes, child)
         context = node.ids + ([] if asked.get("drop_previous_output") else node.output)
         offset = asked.get("offset")
         live.ids = context[: offset or None] + live.ids
@@ -497,17 +431,17 @@ class Fake:
     async def _events(self, batch: list[Live], is_list: bool) -> AsyncIterator[bytes]:
         try:
             if self.broken:
-                yield _event(self.broken.pop(0))
+                yield event_of(self.broken.pop(0))
             else:
                 for live in batch:
                     self._admit(live)
                 async for live in self._advance(batch):
                     await self.may_go_on.wait()
                     for event in self._due(live, is_list):
-                        yield _event(event)
+                        yield event_of(event)
         except Refused as err:
             error = {"type": "invalid_request_error", "code": err.status, **err.body["error"]}
-            yield _event({"error": error})
+            yield event_of({"error": error})
         finally:
             self._forget(batch)
         yield b"data: [DONE]\n\n"
@@ -524,55 +458,6 @@ class Fake:
             event["index"] = live.index
         is_twice = self.options.repeats and not self.options.is_delta
         return [event, event] if is_twice else [event]
-
-
-def reward_of(ids: list[int]) -> float:
-    """A reward without meaning, but the same for the same tokens."""
-    return round(sum((at % 7 + 1) * token for at, token in enumerate(ids)) % 997 / 100 - 5, 4)
-
-
-def _item(value: Any, at: int) -> Any:
-    return value[at] if isinstance(value, list) else value
-
-
-def _event(body: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
-
-
-def _drop(nodes: dict[str, Node], rid: str) -> None:
-    for child in [name for name, one in nodes.items() if one.parent == rid]:
-        _drop(nodes, child)
-    del nodes[rid]
-
-
-def _is_fatal(body: dict[str, Any]) -> bool:
-    return bool(body.get("return_logprob")) and (body.get("top_logprobs_num") or 0) > VOCAB_SIZE
-
-
-def _check_params(params: dict[str, Any]) -> None:
-    most = params["max_new_tokens"]
-    if not params["temperature"] >= 0:
-        raise Refused(
-            f"temperature must be a non-negative finite number, got {params['temperature']}."
-        )
-    if not 0 < params["top_p"] <= 1:
-        raise Refused(f"top_p must be in (0, 1], got {params['top_p']}.")
-    if most < 0:
-        raise Refused(f"max_new_tokens must be at least 0, got {most}.")
-    if params["min_new_tokens"] > most:
-        raise Refused(f"min_new_tokens must be in [0, max_new_tokens({most})].")
-    if len(params["stop"] or ()) > 32:
-        raise Refused(f"at most 32 stop strings are allowed, got {len(params['stop'])}")
-    for token in params["logit_bias"] or {}:
-        if not 0 <= int(token) < VOCAB_SIZE:
-            raise Refused(f"logit_bias must has keys in [0, {VOCAB_SIZE - 1}], got {token}.")
-    if params["json_schema"] or params["ebnf"]:
-        raise Refused("Failed to compile grammar: this fake compiles regular expressions only")
-    if params["regex"]:
-        try:
-            regex.compile(params["regex"])
-        except regex.error as err:
-            raise Refused(f"Failed to compile regex grammar: {err}") from err
 
 
 class FakeServer:

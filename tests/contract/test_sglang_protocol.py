@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from tests.contract.sglang_protocol import CHECKS, JUDGE_CHECKS, Check, Wire
+from tests.contract.sglang_client import Wire
+from tests.contract.sglang_protocol import CHECKS, JUDGE_CHECKS, Check
 from tests.sglang_fake import FakeOptions, FakeServer
 from tests.sglang_fake_model import VOCAB_SIZE
 

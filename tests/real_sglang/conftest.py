@@ -46,22 +46,35 @@ def tiny_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="session", params=["cumulative", "delta"])
-def generator(request: pytest.FixtureRequest, tiny: Path, logs: Path) -> Iterator[RealServer]:
-    """As SGLang starts by default, and as our documentation recommends it."""
-    if request.param == "delta":
-        server = RealServer(
-            SAPLING,
-            logs / "delta.log",
-            "--incremental-streaming-output",
-            environment={"SGLANG_RETURN_ORIGINAL_LOGPROB": "1"},
-        )
-    else:
-        server = RealServer(tiny, logs / "cumulative.log")
+@pytest.fixture(scope="session")
+def sapling(logs: Path) -> Iterator[RealServer]:
+    """A bundled model on a server that was started as our documentation recommends it."""
+    server = RealServer(
+        SAPLING,
+        logs / "sapling.log",
+        "--incremental-streaming-output",
+        environment={"SGLANG_RETURN_ORIGINAL_LOGPROB": "1"},
+    )
     try:
         yield server.wait_ready()
     finally:
-        server.stop()
+        server.kill()
+
+
+@pytest.fixture(scope="session")
+def plain(tiny: Path, logs: Path) -> Iterator[RealServer]:
+    """A random model on a server as SGLang starts it by default."""
+    server = RealServer(tiny, logs / "plain.log")
+    try:
+        yield server.wait_ready()
+    finally:
+        server.kill()
+
+
+@pytest.fixture(scope="session", params=["plain", "sapling"])
+def generator(request: pytest.FixtureRequest) -> RealServer:
+    server: RealServer = request.getfixturevalue(request.param)
+    return server
 
 
 @pytest.fixture(scope="session")
@@ -70,4 +83,4 @@ def judge(tiny_judge: Path, logs: Path) -> Iterator[RealServer]:
     try:
         yield server.wait_ready()
     finally:
-        server.stop()
+        server.kill()

@@ -11,7 +11,6 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 import httpx
 
@@ -47,41 +46,39 @@ def free_port() -> int:
 
 
 class RealServer:
-    """One server: three processes in a group of their own.
+    """One server: three processes in a group of their own; always on the same port.
 
     Args:
         model: A model directory.
         log: Where its output goes.
         flags: More of its flags.
         environment: More of its environment.
-        port: 0 picks a free one.
     """
 
     def __init__(
-        self,
-        model: Path,
-        log: Path,
-        *flags: str,
-        environment: Mapping[str, str] | None = None,
-        port: int = 0,
+        self, model: Path, log: Path, *flags: str, environment: Mapping[str, str] | None = None
     ) -> None:
-        self.model = model
-        self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = log
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
         self.is_delta = "--incremental-streaming-output" in flags
         self.is_raw = (environment or {}).get("SGLANG_RETURN_ORIGINAL_LOGPROB") == "1"
         self.vocab_size: int = json.loads((model / "config.json").read_text())["vocab_size"]
-        command = [str(PYTHON), str(HERE / "launch.py"), "--model-path", str(model)]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), *_FLAGS, *flags]
-        self._output: IO[bytes] = log.open("ab")
-        self._process = subprocess.Popen(
-            command,
-            env={**os.environ, **_ENVIRONMENT, **(environment or {})},
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        self._log = log
+        self._command = [str(PYTHON), str(HERE / "launch.py"), "--model-path", str(model)]
+        self._command += ["--host", "127.0.0.1", "--port", str(port), *_FLAGS, *flags]
+        self._environment = {**os.environ, **_ENVIRONMENT, **(environment or {})}
+        self.start()
+
+    def start(self) -> None:
+        """Begin; `wait_ready` says when it is there."""
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def wait_ready(self) -> RealServer:
         """Until it generates, or judges."""
@@ -94,17 +91,11 @@ class RealServer:
                     return self
             except httpx.TransportError:
                 time.sleep(0.5)  # it does not listen yet
-        self.stop()
-        raise AssertionError(f"SGLang did not start:\n{self.log.read_text()[-3000:]}")
+        self.kill()
+        raise AssertionError(f"SGLang did not start:\n{self._log.read_text()[-3000:]}")
 
     def kill(self) -> None:
-        """End all its processes at once."""
+        """End all its processes at once; nothing of it is worth saving."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(30)
-        self._output.close()
-
-    def stop(self) -> None:
-        """The same: nothing of it is worth saving."""
-        if not self._output.closed:
-            self.kill()

@@ -11,7 +11,8 @@ from engines import conformance
 from engines.sglang_http import open_engine
 from reward_models import conformance as judging
 from reward_models.sglang_classify import open_judge
-from tests.contract.sglang_protocol import CHECKS, JUDGE_CHECKS, Check, Wire
+from tests.contract.sglang_client import Wire
+from tests.contract.sglang_protocol import CHECKS, JUDGE_CHECKS, Check
 from tests.real_sglang.rig import RealServer
 
 pytestmark = pytest.mark.sglang
