@@ -35,7 +35,13 @@ from engines.errors import (
     UnsupportedByEngine,
 )
 from engines.token_prefix import TokenPrefix
-from engines.vllm_options import VllmOptions, child_environment, field_names, read_options
+from engines.vllm_options import (
+    VllmOptions,
+    child_environment,
+    ending_together,
+    field_names,
+    read_options,
+)
 from engines.vllm_stats import Meter
 
 _CPU_GRACE_S: Final = 1.0
@@ -48,7 +54,7 @@ class Drawn:
 
     Attributes:
         token_ids: New tokens.
-        logps: One per token, nats, temperature 1, nothing masked.
+        logps: One per token, nats, temperature 1, nothing masked; empty where not asked for.
         tops: Alternatives of each, likeliest first; as many as were asked for.
         prompt_logps: Of each prompt token but the first, where they were asked for.
         cached_tokens: Prompt tokens found in the cache.
@@ -83,7 +89,7 @@ class VllmBackend:
         self._is_closed = False
         self._is_cpu = current_platform.is_cpu()
         try:
-            with child_environment(options, is_cpu=self._is_cpu):
+            with ending_together(), child_environment(options, is_cpu=self._is_cpu):
                 arguments = AsyncEngineArgs(model=where, **options.engine)
                 self.config: Any = arguments.create_engine_config()
                 self._llm: Any = AsyncLLM.from_vllm_config(
@@ -210,7 +216,7 @@ def _grammar(constraint: Constraint | None) -> Any:
     )
 
 
-def _drawn(output: Any, num_tops: int) -> Drawn:
+def _drawn(output: Any, num_tops: int | None) -> Drawn:
     completion = output.outputs[0]
     flat = completion.logprobs
     logps: list[float] = []

@@ -8,6 +8,9 @@ and 1 GiB of KV cache instead of nearly all memory.
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -128,6 +131,26 @@ def child_environment(options: VllmOptions, *, is_cpu: bool) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """While vLLM starts, SIGTERM ends its processes as well as this one.
+
+    It would end this one on the spot, and leave an engine core behind that waits for it for ever.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _leave(number: int, _: object) -> None:
+    sys.exit(128 + number)  # an exception, so that vLLM cleans up
 
 
 def field_names(arguments: type) -> frozenset[str]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import pytest
 
 from engines.errors import ModelLoadError
 from engines.vllm_async import open_engine
-from engines.vllm_options import PROCESSOR, VllmOptions, child_environment, read_options
+from engines.vllm_options import (
+    PROCESSOR,
+    VllmOptions,
+    child_environment,
+    ending_together,
+    read_options,
+)
 
 KNOWN = frozenset(
     {
@@ -79,6 +86,13 @@ def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "TORCHDYNAMO_DISABLE" not in os.environ
     with child_environment(uni, is_cpu=False):
         assert "TORCHDYNAMO_DISABLE" not in os.environ
+
+
+def test_a_signal_to_end_while_starting_lets_vllm_clean_up() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit), ending_together():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_without_vllm_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
