@@ -158,8 +158,7 @@ class Sampling:
         min_tokens: Eos, stop ids and stop strings do not end the answer before this many tokens of
             it.
         ban_ids: Ids that are never drawn.
-        logprobs: How many alternatives to report with every token; None reports none (`logps` are
-            always there).
+        logprobs: How many alternatives to report with every token; None reports none.
         schedule: Temperature by position; replaces `temperature`.
         drafter: Name of a drafter; needs Capability.DRAFTER.
         constraint: What the answer must look like; needs Capability.CONSTRAINT.
@@ -169,6 +168,8 @@ class Sampling:
         max_step_tokens: Ends a step after this many tokens of it (Finish.STEP_LENGTH).
         deltas: Whether the caller reads Deltas; False asks for Continuations only, which is
             cheaper.
+        logps: Whether the caller reads `logps`; False without `logprobs` lets an engine leave them
+            out, all of them, where that is cheaper.
     """
 
     temperature: float = 1.0
@@ -193,6 +194,7 @@ class Sampling:
     boundaries: tuple[str, ...] = ()
     max_step_tokens: int | None = None
     deltas: bool = True
+    logps: bool = True
 
 
 class Prefix(Protocol):

@@ -115,7 +115,7 @@ class TokenChild:
 
         Args:
             ids: As drawn.
-            logps: One per id, in nats at temperature 1.
+            logps: One per id, in nats at temperature 1; empty where nobody reads them.
             tops: Alternatives per id, where they were asked for.
         """
         used = 0
@@ -128,7 +128,8 @@ class TokenChild:
                 self._end(Finish.STOP_TOKEN, token, len(self.drawn))
                 break
             self.drawn.append(token)
-            self._logps.append(logps[at])
+            if logps:
+                self._logps.append(logps[at])
             if tops is not None:
                 self._tops.append(tops[at])
             self._end_if_full(self._tracker.push(token))

@@ -282,6 +282,20 @@ async def every_token_has_its_logp(trial: Trial) -> None:
         require(falling, "alternatives are not two each, likeliest first")
 
 
+async def logps_can_be_declined(trial: Trial) -> None:
+    """Without a reader of logps the same tokens come, with all their logps or with none."""
+    prefix = await trial.open()
+    for deltas in (True, False):
+        how = replace(trial.endless, logps=False, deltas=deltas)
+        (child,), parts = await trial.children(prefix, how, (1,))
+        counts = [(len(one.logps), len(one.token_ids)) for one in parts]
+        for count, num_tokens in [*counts, (len(child.logps), len(child.token_ids))]:
+            require(count in (0, num_tokens), f"{count} logps for {num_tokens} tokens")
+        if Capability.SEED in trial.engine.info.capabilities:
+            (usual,), _ = await trial.children(prefix, trial.endless, (1,))
+            require(child.token_ids == usual.token_ids, "declining logps changed the answer")
+
+
 async def banned_ids_are_never_drawn(trial: Trial) -> None:
     """ban_ids and a logit bias of minus infinity's size keep a token out."""
     prefix = await trial.open()
@@ -458,6 +472,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     _check(stop_ids_are_overrun),
     _check(lengths_count_from_the_response),
     _check(every_token_has_its_logp),
+    _check(logps_can_be_declined),
     _check(banned_ids_are_never_drawn),
     _check(next_logprobs_are_a_distribution, _NEXT),
     _check(score_is_the_chain_of_next_logprobs, _NEXT),

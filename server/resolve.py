@@ -206,6 +206,7 @@ def _sampling(request: ChatRequest, served: Served) -> Sampling:
         min_tokens=_or(request.min_tokens, usual.min_tokens),
         ban_ids=served.engine.info.eos_ids if request.ignore_eos else usual.ban_ids,
         logprobs=_or(request.top_logprobs, 0) if request.logprobs else None,
+        logps=bool(request.logprobs),
     )
 
 

@@ -3,10 +3,11 @@
 import asyncio
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from engines.base import Capability, Sampling
+from engines.base import Capability, Prefix, Sampling
 from engines.errors import ContextLengthExceeded, EngineClosed, UnsupportedByEngine
 from reward_models.base import Candidate, RewardKind, Score
 from reward_models.errors import RewardInputError, RewardUnavailable
@@ -220,6 +221,21 @@ async def test_the_deadline_cuts_what_is_in_flight(strategy: str) -> None:
     assert result.spent.wall_ms >= 275_000
     assert not engine.claims
     assert not judge.claims
+
+
+@pytest.mark.parametrize(("wall_ms", "is_read"), [(None, False), (600_000, False), (60_000, True)])
+async def test_tokens_in_flight_are_read_where_the_deadline_may_cut_them(
+    wall_ms: int | None, is_read: bool
+) -> None:
+    class Asked(ToyEngine):
+        def sample(self, prefix: Prefix, how: Sampling, **more: Any) -> Any:
+            asked.append(how.deltas)
+            return super().sample(prefix, how, **more)
+
+    asked: list[bool] = []
+    limits = {} if wall_ms is None else {"wall_ms": wall_ms}
+    await result_of(Asked(one_of({"x" * 30: 1.0})), "single", **limits)
+    assert asked == [is_read]
 
 
 async def test_the_deadline_wakes_a_stuck_engine() -> None:
