@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +32,28 @@ def open_engine(model_id: str, model: str, options: Mapping[str, Any]) -> VllmEn
     from engines.vllm_chat import VllmChat, read_tokenizer
 
     backend, chosen = launch(model_id, model, dict(options))
-    config = backend.config.model_config
-    tokenizer = read_tokenizer(config.tokenizer, config.tokenizer_revision)
-    chat = VllmChat(model_id, backend.renderer, tokenizer, chosen)
-    size = config.get_vocab_size()
+    with ExitStack() as started:
+        started.callback(backend.shutdown)
+        config = backend.config.model_config
+        tokenizer = read_tokenizer(config.tokenizer, config.tokenizer_revision)
+        chat = VllmChat(model_id, backend.renderer, tokenizer, chosen)
+        size = config.get_vocab_size()
+        steps = _step_hints(Path(model))
+        info = EngineInfo(
+            model_id=model_id,
+            context_tokens=config.max_model_len,
+            vocab_size=size,
+            eos_ids=_eos_ids(config),
+            tokenizer_hash=tokenizer.hash,
+            parameters=_num_parameters(Path(model)),
+            capabilities=_capabilities(has_tools=chat.has_tools),
+            step_delimiters=chosen.step_delimiters
+            or tuple(steps.get("step_delimiters", ("\n\n",))),
+            max_step_tokens=chosen.max_step_tokens or int(steps.get("max_step_tokens", 256)),
+        )
+        started.pop_all()
+    # a vocabulary may be padded: such ids mean nothing, but may be drawn
     token_bytes = [*tokenizer.token_bytes, *[b""] * (size - len(tokenizer.token_bytes))]
-    steps = _step_hints(Path(model))
-    info = EngineInfo(
-        model_id=model_id,
-        context_tokens=config.max_model_len,
-        vocab_size=size,
-        eos_ids=_eos_ids(config),
-        tokenizer_hash=tokenizer.hash,
-        parameters=0,
-        capabilities=_capabilities(has_tools=chat.has_tools),
-        step_delimiters=chosen.step_delimiters or tuple(steps.get("step_delimiters", ("\n\n",))),
-        max_step_tokens=chosen.max_step_tokens or int(steps.get("max_step_tokens", 256)),
-    )
     return VllmEngine(info, backend, chat, token_bytes, tokenizer.encode, drafts=chosen.drafts)
 
 
@@ -72,6 +79,18 @@ def _eos_ids(config: Any) -> frozenset[int]:
         if value is not None:
             found.update(value if isinstance(value, list) else [value])
     return frozenset(found)
+
+
+def _num_parameters(directory: Path) -> int:
+    """Weights in a directory's safetensors; 0 for a model that lies elsewhere."""
+    from safetensors import safe_open
+
+    total = 0
+    for shard in sorted(directory.glob("*.safetensors")):
+        with safe_open(shard, framework="np") as tensors:
+            names = tensors.keys()
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    return total
 
 
 def _step_hints(directory: Path) -> Mapping[str, Any]:

@@ -182,8 +182,13 @@ class VllmBackend:
         self._is_closed = True
         if self._live and not self._llm.errored:
             await self._llm.abort(list(self._live))
+        await asyncio.to_thread(self.shutdown)
+
+    def shutdown(self) -> None:
+        """End vLLM's processes; what runs is not told."""
+        self._is_closed = True
         # On a CPU the core does not end by itself, and is waited for until it is killed.
-        await asyncio.to_thread(self._llm.shutdown, _CPU_GRACE_S if self._is_cpu else None)
+        self._llm.shutdown(_CPU_GRACE_S if self._is_cpu else None)
 
     def _rank(self, prefix: TokenPrefix) -> int | None:
         """Branches of one prompt go where its blocks are: ranks share no cache."""

@@ -29,7 +29,7 @@ class VllmChat:
         options: Names of the parsers.
 
     Raises:
-        ModelLoadError: vLLM has no parser of this name.
+        ModelLoadError: vLLM has no parser of this name, or it is not for this tokenizer.
     """
 
     def __init__(
@@ -39,13 +39,18 @@ class VllmChat:
         self._renderer = renderer
         self._tokenizer = tokenizer
         self._tools = _parser(
-            "tool_parser", options.tool_parser, ToolParserManager.get_tool_parser, ToolParserManager
+            "tool_parser",
+            options.tool_parser,
+            ToolParserManager,
+            ToolParserManager.get_tool_parser,
+            renderer.get_tokenizer(),
         )
         self._reasoning = _parser(
             "reasoning_parser",
             options.reasoning_parser,
-            ReasoningParserManager.get_reasoning_parser,
             ReasoningParserManager,
+            ReasoningParserManager.get_reasoning_parser,
+            renderer.get_tokenizer(),
         )
 
     @property
@@ -138,12 +143,17 @@ def read_tokenizer(where: str, revision: str | None) -> BareTokenizer:
     return BareTokenizer(directory)
 
 
-def _parser(option: str, name: str | None, get: Any, registry: Any) -> Any:
+def _parser(option: str, name: str | None, registry: Any, get: Any, tokenizer: Any) -> Any:
+    """The parser's class; it is tried now, because most want tokens that a model may not have."""
     if name is None:
         return None
+    where = f"engine option {option}"
     known = registry.list_registered()
     if name not in known:
-        raise ModelLoadError(
-            f"engine option {option}", f"vLLM has no {name!r}; known: {', '.join(known)}"
-        )
-    return get(name)
+        raise ModelLoadError(where, f"vLLM has no {name!r}; known: {', '.join(known)}")
+    kind = get(name)
+    try:
+        kind(tokenizer)
+    except (VLLMError, RuntimeError, ValueError, KeyError) as err:
+        raise ModelLoadError(where, f"{name!r} does not fit this model: {err}") from err
+    return kind
