@@ -51,6 +51,28 @@ VLLM_OPTIONS: Final[Mapping[str, Any]] = {
 """The same for bough's engine and for the bare server."""
 
 
+SGLANG_PYTHON: Final = ROOT / ".venv-sglang" / "bin" / "python"
+_SGLANG_HOME: Final = ROOT / "tests" / "real_sglang"
+_SGLANG_FLAGS: Final = (
+    "--device=cpu",
+    "--attention-backend=torch_native",
+    "--sampling-backend=pytorch",
+    "--dtype=float32",
+    "--disable-overlap-schedule",
+    "--cuda-graph-backend-decode=disabled",
+    "--cuda-graph-backend-prefill=disabled",
+    "--max-total-tokens=16384",
+    "--incremental-streaming-output",
+)
+_SGLANG_ENVIRONMENT: Final[Mapping[str, str]] = {
+    "SGLANG_USE_CPU_ENGINE": "1",
+    "SGLANG_RETURN_ORIGINAL_LOGPROB": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
 class ServerFailed(RuntimeError):
     """A server ended or was not ready in time; the message holds the end of its log."""
 
@@ -99,6 +121,24 @@ def bare_vllm(*, is_capped: bool = False) -> Iterator[str]:
     if is_capped:
         command += ["--override-generation-config", json.dumps({"max_new_tokens": MAX_TOKENS})]
     with serving(command, port, "/health", vllm_environment()) as url:
+        yield url
+
+
+@contextmanager
+def sglang() -> Iterator[str]:
+    """SGLang's own server on the sapling, started as its tests start it on a CPU.
+
+    Raises:
+        ServerFailed: It is not installed (`make setup-sglang`), or does not start here.
+    """
+    if not SGLANG_PYTHON.exists():
+        raise ServerFailed("SGLang is not installed here: `make setup-sglang` does that")
+    port = free_port()
+    command = [str(SGLANG_PYTHON), str(_SGLANG_HOME / "launch.py")]
+    command += ["--model-path", str(GENERATOR_DIR), "--host", "127.0.0.1", "--port", str(port)]
+    command += _SGLANG_FLAGS
+    environment = {**_SGLANG_ENVIRONMENT, "PYTHONPATH": str(_SGLANG_HOME / "stand_ins")}
+    with serving(command, port, "/health_generate", environment) as url:
         yield url
 
 
@@ -153,7 +193,7 @@ def bare_environment() -> dict[str, str]:
 
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
     give_up_at = time.monotonic() + _START_S
-    with httpx.Client(trust_env=False, timeout=5) as client:
+    with httpx.Client(trust_env=False, timeout=30) as client:
         while time.monotonic() < give_up_at:
             if process.poll() is not None:
                 raise ServerFailed(f"ended with status {process.returncode}:\n{_tail(log)}")
