@@ -13,7 +13,7 @@ from tests.contract.sglang_client import Wire
 
 PROMPT = list(range(50, 70))
 GREEDY = {"temperature": 0, "max_new_tokens": 3}
-LONG = {"temperature": 1, "max_new_tokens": 150, "ignore_eos": True}
+LONG = {"temperature": 1, "max_new_tokens": 900, "ignore_eos": True}
 
 
 Check = Callable[[Wire], Awaitable[None]]
@@ -172,7 +172,7 @@ async def an_abort_ends_a_request_with_what_it_has(wire: Wire) -> None:
         assert (await wire.post("/abort_request", rid="f" * 32)).status_code == 200
         last = [event async for event in events][-1]
     assert last["meta_info"]["finish_reason"]["type"] == "abort"
-    assert 1 <= last["meta_info"]["completion_tokens"] < 150
+    assert 1 <= last["meta_info"]["completion_tokens"] < 900
 
 
 async def an_abort_takes_longer_rids_along(wire: Wire) -> None:

@@ -11,8 +11,10 @@ from tests.sglang_fake import FakeOptions, FakeServer
 from tests.sglang_fake_model import VOCAB_SIZE
 
 VARIANTS = {
-    "cumulative": FakeOptions(token_s=0.002),
-    "delta": FakeOptions(token_s=0.002, is_delta=True, is_raw=True, is_seeded=True),
+    "cumulative": FakeOptions(token_s=0.002, context_tokens=1024),
+    "delta": FakeOptions(
+        token_s=0.002, context_tokens=1024, is_delta=True, is_raw=True, is_seeded=True
+    ),
 }
 
 

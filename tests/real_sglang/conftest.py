@@ -27,7 +27,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.contract.tiny_llama import write_tiny_llama
 
-    return write_tiny_llama(tmp_path_factory.mktemp("tiny"), context_tokens=256)
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny"), context_tokens=1024)
 
 
 @pytest.fixture(scope="session")
