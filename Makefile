@@ -98,4 +98,4 @@ bench: setup ## the benches: ARGS='quality --n 1000 --seed 7'
 	$(BIN)/bough bench $(if $(ARGS),$(ARGS),engine)
 
 clean: ## remove what was installed and measured
-	rm -rf $(VENV) $(SGLANG) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache bench-results load-results
+	rm -rf $(VENV) $(SGLANG) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache bench-results load-results
