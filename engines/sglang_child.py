@@ -67,9 +67,11 @@ class Growth:
         self._seed = seed
         self._terms = terms
         self._count = count
+        self._has_logps = how.logps or how.logprobs is not None
         # by whether the worker's logps are those at temperature 1
         self._needs_no_score = [
-            draws_from_the_model(how, prefix.position, is_raw=is_raw) for is_raw in (False, True)
+            not self._has_logps or draws_from_the_model(how, prefix.position, is_raw=is_raw)
+            for is_raw in (False, True)
         ]
         self._must_score = not self._needs_no_score[terms.pool.has_raw_logps]
         self._cached: int | None = None
@@ -129,7 +131,7 @@ class Growth:
         body: dict[str, Any] = {"sampling_params": params}
         if not how.deltas:
             params["stream_interval"] = _QUIET_INTERVAL
-        if not self._must_score:
+        if self._has_logps and not self._must_score:
             body |= {"return_logprob": True, "logprob_start_len": -1}
             if how.logprobs:
                 body["top_logprobs_num"] = min(how.logprobs, terms.info.vocab_size)
@@ -147,6 +149,8 @@ class Growth:
             self._must_score = True
         if self._must_score:
             child.feed(news.ids, (0.0,) * len(news.ids))
+        elif not self._has_logps:
+            child.feed(news.ids, ())
         else:
             if len(news.logps) != len(news.ids):
                 raise EngineClosed("SGLang sent tokens without their logprobs")

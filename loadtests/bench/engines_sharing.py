@@ -73,7 +73,11 @@ async def measure(engine: Engine, growth: Growth) -> Shared:
     last = growth.step_tokens * (growth.rounds + 1)
     # Nobody may end before the last round: an answer that is over could not grow.
     how = Sampling(
-        max_step_tokens=growth.step_tokens, max_tokens=last + 1, min_tokens=last, deltas=False
+        max_step_tokens=growth.step_tokens,
+        max_tokens=last + 1,
+        min_tokens=last,
+        deltas=False,
+        logps=False,  # as in a search where nobody reads them
     )
     before = engine.stats()
     root = await engine.open(prompt)
