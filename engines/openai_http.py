@@ -154,7 +154,7 @@ class OpenAIEngine:
         refuse_unsendable(how, parent, self._wire, self.info)
         return self._run(parent, how, self._seeds(how, n, seeds))
 
-    def check(self, how: Sampling) -> None:
+    def check_sampling(self, how: Sampling) -> None:
         """Refuse what `sample` would refuse for the first tokens of an answer.
 
         Raises:
