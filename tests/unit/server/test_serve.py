@@ -1,8 +1,12 @@
 """The socket that requests come through."""
 
 import socket
+import sys
+from types import ModuleType
 
-from server.serve import _listen
+import pytest
+
+from server.serve import _listen, _loop_factory
 from server.settings import Settings
 
 
@@ -15,3 +19,12 @@ def test_replies_do_not_wait_for_acknowledgements() -> None:
         accepted, _ = listening.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_uvloop_is_used_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ModuleType("uvloop")
+    made.new_event_loop = object()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "uvloop", made)
+    assert _loop_factory() is made.new_event_loop
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert _loop_factory() is None
