@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
-from engines.base import ChatMessage, TokenIds
+from engines.base import ChatMessage, Health, TokenIds
 
 Aggregate: TypeAlias = Literal["last", "min", "prod", "mean"]
 """How the values of an answer's steps become one."""
@@ -140,6 +140,15 @@ class RewardModel(Protocol):
 
     async def aclose(self) -> None:
         """Free everything; idempotent."""
+
+
+@runtime_checkable
+class KnowsHealth(Protocol):
+    """A judge that knows how it is; of the others the server remembers that they were gone."""
+
+    @property
+    def health(self) -> Health:
+        """What is known without asking anybody: never waits, never raises."""
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
-from engines.base import ChatMessage
+from engines.base import ChatMessage, Health
 from reward_models.base import Candidate, Claim, RewardInfo, RewardKind, RewardStats, Score
 from reward_models.claims import EmptyClaim
 from reward_models.remote import ItemFailed, Remote, RemoteOptions, judged_together
@@ -102,6 +102,11 @@ class HttpJudge:
         self._model = model
         self._options = options
         self._remote = Remote(model_id, options)
+
+    @property
+    def health(self) -> Health:
+        """See `Remote.health`."""
+        return self._remote.health
 
     async def open(self, messages: Sequence[ChatMessage], *, tenant: str = "") -> Claim:
         """A claim that holds nothing: the service keeps its own cache."""

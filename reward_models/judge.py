@@ -25,7 +25,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
-from engines.base import ChatMessage
+from engines.base import ChatMessage, Health
 from reward_models.base import Candidate, Claim, RewardInfo, RewardKind, RewardStats, Score
 from reward_models.claims import EmptyClaim
 from reward_models.errors import RewardLoadError
@@ -100,6 +100,11 @@ class LlmJudge:
         self._remote = Remote(model_id, options)
         self._wants_logprobs = self._rubric.answer == "yes_no" and options.logprobs == "auto"
         self._tokens_computed = 0
+
+    @property
+    def health(self) -> Health:
+        """See `Remote.health`."""
+        return self._remote.health
 
     async def open(self, messages: Sequence[ChatMessage], *, tenant: str = "") -> Claim:
         """A claim that holds nothing: the server keeps its own cache."""

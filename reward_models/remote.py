@@ -18,11 +18,14 @@ import openai
 from openai import AsyncOpenAI
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from engines.base import Health
 from reward_models.base import Score
 from reward_models.errors import RewardLoadError, RewardUnavailable
 
 _ITEM_STATUSES: Final = (400, 413, 422)
 _MAX_QUOTE: Final = 300
+_FIRST_WAIT_S: Final = 0.25
+_MAX_WAIT_S: Final = 5.0
 
 
 class ItemFailed(Exception):
@@ -114,6 +117,15 @@ class Remote:
         # the client reads account names from the environment; they belong to no service of ours
         self._client.organization = None
         self._client.project = None
+        self._returning: asyncio.Task[None] | None = None
+
+    @property
+    def health(self) -> Health:
+        """Away from when the service failed until it has answered again, whatever it says."""
+        if self._is_closed:
+            return Health.DEAD
+        is_here = self._returning is None or self._returning.done()
+        return Health.READY if is_here else Health.AWAY
 
     def check_open(self) -> None:
         """Refuse after `aclose`.
@@ -147,9 +159,30 @@ class Remote:
     async def aclose(self) -> None:
         """Close every connection; idempotent."""
         self._is_closed = True
+        if self._returning is not None:
+            self._returning.cancel()
+            await asyncio.wait([self._returning])
         await self._client.close()
 
+    async def _await_return(self) -> None:
+        """Ask until there is an answer, of whatever kind."""
+        wait_s = _FIRST_WAIT_S
+        while True:
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _MAX_WAIT_S)
+            try:
+                await self._client.with_options(max_retries=0).get("/", cast_to=object)
+            except openai.APIStatusError as err:
+                if err.status_code < 500:
+                    return
+            except (openai.OpenAIError, httpx.HTTPError, ValueError):
+                continue
+            else:
+                return
+
     def _gone(self, what: str) -> RewardUnavailable:
+        if self.health is Health.READY:
+            self._returning = asyncio.create_task(self._await_return())
         return RewardUnavailable(f"the service of reward model {self._model_id!r} {what}")
 
     def _said(self, err: Exception) -> str:

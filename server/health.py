@@ -13,6 +13,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from engines.base import Health
+from reward_models.base import KnowsHealth
 from server.services import Services, Shared
 from stores.errors import StoreUnavailable
 
@@ -35,9 +36,7 @@ async def live(services: Shared) -> JSONResponse:
 @router.get("/health/ready")
 async def ready(services: Shared) -> JSONResponse:
     """Every model can answer. A store that is down degrades, but does not make unready."""
-    # Models say themselves how they are; judges are known by what they said when they were needed.
-    judges = services.catalog.gone & services.catalog.judges.keys()
-    gone = sorted(judges.union(_models(services, Health.DEAD, Health.AWAY)))
+    gone = sorted(_judges(services).union(_models(services, Health.DEAD, Health.AWAY)))
     body: dict[str, Any] = {
         "status": "unavailable" if gone else "ok",
         "models": list(services.catalog.models),
@@ -50,6 +49,20 @@ async def ready(services: Shared) -> JSONResponse:
 def _models(services: Services, *states: Health) -> list[str]:
     models = services.catalog.models.items()
     return sorted(name for name, served in models if served.engine.health in states)
+
+
+def _judges(services: Services) -> set[str]:
+    """Those that say that they are gone, or said so when they were needed."""
+    catalog = services.catalog
+    return {
+        name
+        for name, judge in catalog.judges.items()
+        if (
+            judge.health is not Health.READY
+            if isinstance(judge, KnowsHealth)
+            else name in catalog.gone
+        )
+    }
 
 
 async def _store_state(services: Shared) -> str:

@@ -24,9 +24,12 @@ from engines.errors import (
     UpstreamRefused,
 )
 from engines.openai_http import OpenAIEngine, open_engine
+from reward_models import remote
 from server.settings import Settings
 from tests.api.harness import CHAT, client_of, serving
 from tests.openai_upstream import Broken, Script, says, scripted
+from tests.unit.reward_models.services import Service
+from tests.unit.reward_models.services import serving as serving_judge
 
 pytestmark = pytest.mark.faults
 
@@ -373,3 +376,24 @@ async def test_an_upstream_that_is_killed_and_comes_back() -> None:
             got = await client.post(CHAT, json=asked | {"max_tokens": 4})
         assert got.status_code == 200
         assert got.json()["choices"][0]["message"]["content"] == "word"
+
+
+async def test_readiness_follows_a_judge_that_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.0)
+    service = Service()
+    with scripted(Script([GOOD])) as url, serving_judge(service) as judge_url:
+        options = {"base_url": judge_url, "max_retries": 0}
+        judges = {"far": {"kind": "http", "options": options}}
+        model = front(url).models["up"].model_copy(update={"reward_model": "far"})
+        settings = Settings(models={"up": model}, reward_models=judges)
+        search = {"strategy": "best_of_n", "params": {"width": 2}}
+        asked = {"model": "up", "messages": MESSAGES, "bough": search}
+        async with serving(settings) as app, client_of(app) as client:
+            service.failures = [503]
+            got = await client.post(CHAT, json=asked)
+            assert got.json()["error"]["code"] == "reward_model_unavailable"
+            judge = app.state.services.catalog.judges["far"]
+            await settled(lambda: judge.health is Health.READY)
+            assert (await client.get("/health/ready")).status_code == 200
+            got = await client.post(CHAT, json=asked)
+            assert got.status_code == 200, got.text

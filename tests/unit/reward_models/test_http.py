@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from engines.base import Health
+from reward_models import remote
 from reward_models.base import Candidate, RewardKind
 from reward_models.conformance import CHECKS, Check, Subject, run_check
 from reward_models.errors import RewardLoadError, RewardUnavailable
@@ -151,6 +154,23 @@ async def test_an_outage_of_a_part_is_nan_for_that_part(url: str, service: Servi
     scores = await far.score([candidate(*RIGHT), candidate(*WRONG)])
     assert [math.isnan(one.value) for one in scores] == [True, False]
     await far.aclose()
+
+
+async def test_a_lost_service_is_away_until_it_answers(
+    url: str, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_FIRST_WAIT_S", 0.0)
+    far = judge(url, max_retries=0)
+    service.failures = [503]
+    with pytest.raises(RewardUnavailable):
+        await far.score([candidate(*RIGHT)])
+    assert far.health is Health.AWAY
+    assert far._remote._returning is not None
+    await asyncio.wait_for(far._remote._returning, 20)
+    assert far.health is Health.READY
+    await far.score([candidate(*RIGHT)])
+    await far.aclose()
+    assert far.health is Health.DEAD
 
 
 async def test_nobody_there_is_an_outage() -> None:
