@@ -87,7 +87,7 @@ def shaped(
     """Logits after penalties, bias and bans."""
     out = logits.copy()
     if how.repetition_penalty != 1.0:
-        seen = np.unique(ids)
+        seen = np.unique(np.asarray(ids, dtype=int))
         factor = np.where(out[seen] > 0, 1 / how.repetition_penalty, how.repetition_penalty)
         out[seen] *= factor
     if how.presence_penalty or how.frequency_penalty:
