@@ -6,6 +6,7 @@ store are opened by the app's lifespan and closed by it.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator
@@ -25,7 +26,7 @@ from engines.errors import EngineError
 from reward_models.errors import RewardError
 from search.errors import SearchError
 from server import chat, health, metrics, models, runs, strategies
-from server.errors import InvalidRequest, ServerError, WireError, describe
+from server.errors import InvalidRequest, ServerError, ShuttingDown, WireError, describe
 from server.services import serving
 from server.settings import Settings
 from stores.errors import StoreError
@@ -82,6 +83,10 @@ class RequestIds:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # the server stops: told before the connection closes
+            if not has_started:
+                await _response(describe(ShuttingDown()))(scope, receive, send_with_id)
+            raise
         except Exception as err:  # a bug: whoever asked is told an id, the log has the rest
             if has_started:
                 raise

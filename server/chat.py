@@ -23,7 +23,7 @@ from reward_models.errors import RewardUnavailable
 from search.run import Piece, Result, Run
 from search.tree import TreeEvent
 from server.admission import Ticket
-from server.errors import BodyTooLarge, code_of, describe
+from server.errors import BodyTooLarge, ShuttingDown, code_of, describe
 from server.reply import Reply, compact
 from server.resolve import Plan, resolve
 from server.services import Services, Shared
@@ -76,6 +76,7 @@ async def _respond(request: Request, services: Services, plan: Plan, arrived_s: 
             heartbeat_s=services.settings.stream.heartbeat_s,
             greeting=f"bough {plan.run.run_id}",
             headers=headers,
+            farewell=frame(compact(describe(ShuttingDown()).body())),
             on_end=ticket.release,
         )
     try:

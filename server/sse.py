@@ -107,6 +107,7 @@ class EventStream(Response):
         heartbeat_s: Longest silence before a comment is sent.
         greeting: Text of the first comment.
         headers: More headers.
+        farewell: Frame that is sent last when the server stops first.
         on_end: Called once when the stream has ended, also if it never began.
     """
 
@@ -119,6 +120,7 @@ class EventStream(Response):
         heartbeat_s: float,
         greeting: str = "ok",
         headers: Mapping[str, str] | None = None,
+        farewell: bytes = b"",
         on_end: Callable[[], object] = lambda: None,
     ) -> None:
         self.status_code = 200
@@ -126,10 +128,12 @@ class EventStream(Response):
         self._frames = frames
         self._heartbeat_s = heartbeat_s
         self._greeting = greeting
+        self._farewell = farewell
         self._on_end = on_end
         # proxies that buffer would turn a stream back into one late answer
         plain = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         self.init_headers({**plain, **(headers or {})})
+        self._has_begun = False
         self._is_quiet = True
         self._turn = asyncio.Lock()
 
@@ -142,6 +146,11 @@ class EventStream(Response):
             await asyncio.wait({body, beat, gone}, return_when=asyncio.FIRST_COMPLETED)
             if body.done():
                 body.result()
+        except asyncio.CancelledError:  # the server stops
+            await _stop(body, beat)
+            if self._has_begun:
+                await self._send(send, self._farewell, more=False)
+            raise
         finally:
             await _stop(body, beat, gone)
             await self._frames.aclose()
@@ -150,6 +159,7 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
+        self._has_begun = True
         await self._send(send, comment(self._greeting))
         async with aclosing(self._frames) as frames:
             async for piece in frames:
