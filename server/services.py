@@ -31,7 +31,7 @@ class Services:
     runs: LiveRuns
 
 
-def _of(request: Request) -> Services:
+async def _of(request: Request) -> Services:  # a plain function would be called in a thread
     services: Services = request.app.state.services
     return services
 

@@ -280,6 +280,18 @@ async def test_a_prompt_is_rendered_once_and_a_long_one_beside_the_event_loop(
     assert (thread is threading.current_thread()) == (size == 10)
 
 
+async def test_a_request_takes_no_thread(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*given: Any, **options: Any) -> Any:
+        raise AssertionError("a thread was asked for")
+
+    monkeypatch.setattr("fastapi.dependencies.utils.run_in_threadpool", refuse)
+    monkeypatch.setattr("fastapi.routing.run_in_threadpool", refuse)
+    assert (await ask(client))["choices"]
+    assert (await client.get("/v1/models")).status_code == 200
+
+
 async def test_request_ids(client: httpx.AsyncClient) -> None:
     response = await client.post(CHAT, json=body(), headers={"X-Request-Id": "mine-1"})
     assert response.headers["x-request-id"] == "mine-1"
