@@ -83,7 +83,7 @@ class Group:
     """Segments of similar size, padded to one rectangle.
 
     Attributes:
-        queries: (S * R,) int64 flat query of every cell; None when it is 0 … N-1 in order.
+        queries: (S * R,) int64 flat query of every cell; a slice when they follow each other.
         pages: (S * T / P,) int64, padded by repeating a page; unread when there is a `run`.
         run: First page and step from segment to segment, when every segment's pages are consecutive
             and the segments lie at equal steps: they are then read in place. Else None.
@@ -96,7 +96,7 @@ class Group:
         length: Slots that count where one query reads one run: no mask is needed. Else None.
     """
 
-    queries: torch.Tensor | None
+    queries: torch.Tensor | slice
     pages: torch.Tensor
     run: tuple[int, int] | None
     pages_each: int
@@ -116,12 +116,13 @@ class Plan:
         partials: (N, K) int64 into the concatenated cells, the last index standing for "none"; None
             when a query's only partial is the cell of its own number.
         second: When every query has two partials, of which the first is the cell of its own number
-            in the first group: (N,) int64 where the other is among the cells of the later groups.
+            in the first group: where the other is among the cells of the later groups, (N,) int64,
+            or all of them in order.
     """
 
     groups: list[Group]
     partials: torch.Tensor | None
-    second: torch.Tensor | None = None
+    second: torch.Tensor | slice | None = None
 
     def advance(self) -> None:
         """Move every private query one slot on; all must stay inside their pages."""
@@ -230,20 +231,30 @@ class Planner:
             buckets[key].append(cell)
         groups: list[Group] = []
         owners: list[npt.NDArray[np.int64]] = []
-        for members in (part for bucket in buckets.values() for part in _parts(bucket)):
-            group, queries = self._group(members, total)
+        parts = [part for bucket in buckets.values() for part in _parts(bucket)]
+        parts.sort(key=lambda members: (members[0].is_private, members[0].queries[0]))
+        for members in parts:
+            group, queries = self._group(members)
             groups.append(group)
             owners.append(queries)
-        if len(groups) == 1 and groups[0].queries is None:
+        if len(groups) == 1 and groups[0].queries == slice(0, total):
             return Plan(groups, None)
         cells_of = np.concatenate(owners)
         table = _places(cells_of, total)
+        is_pair = table.shape[1] == 2 and table.max() < len(cells_of)
         second = None
-        if table.shape[1] == 2 and groups[0].queries is None and table.max() < len(cells_of):
-            second = torch.from_numpy(table[:, 1] - total).to(self._device)
+        if is_pair and groups[0].queries == slice(0, total):
+            second = self._index(table[:, 1] - total)
         return Plan(groups, torch.from_numpy(table).to(self._device), second)
 
-    def _group(self, members: list[_Cell], total: int) -> tuple[Group, npt.NDArray[np.int64]]:
+    def _index(self, numbers: npt.NDArray[np.int64]) -> torch.Tensor | slice:
+        """`numbers` as an index; a slice takes no copy."""
+        first, count = int(numbers[0]), len(numbers)
+        if (numbers == np.arange(first, first + count)).all():
+            return slice(first, first + count)
+        return torch.from_numpy(numbers).to(self._device)
+
+    def _group(self, members: list[_Cell]) -> tuple[Group, npt.NDArray[np.int64]]:
         """One padded rectangle, and the query that owns each of its cells, -1 for padding."""
         size, count = self._size, len(members)
         depth = max(len(cell.pages) for cell in members)
@@ -268,9 +279,8 @@ class Planner:
             bias = np.where(hidden, np.float32(-np.inf), np.float32(0.0))
             mask = torch.from_numpy(bias).to(self._device, self._dtype).unsqueeze(1)
             steps = torch.from_numpy(limits).to(self._device) if is_private and width == 1 else None
-        identity = len(queries) == total and bool((queries == np.arange(total)).all())
         group = Group(
-            None if identity else torch.from_numpy(queries).to(self._device),
+            self._index(queries),
             torch.from_numpy(pages.reshape(-1)).to(self._device),
             run,
             depth,
@@ -357,9 +367,10 @@ def attend(q: torch.Tensor, pages: torch.Tensor, plan: Plan, scale: float) -> to
         outs.append(out)
         lses.append(lse)
     if plan.second is not None:
-        other = torch.cat(outs[1:]).index_select(0, plan.second)
-        weight = torch.cat(lses[1:]).index_select(0, plan.second).sub_(lses[0]).sigmoid_()
-        return torch.lerp(outs[0], other, weight.unsqueeze(-1).to(other.dtype))
+        other = torch.cat(outs[1:]) if len(outs) > 2 else outs[1]
+        lse = torch.cat(lses[1:]) if len(lses) > 2 else lses[1]
+        weight = (lse[plan.second] - lses[0]).sigmoid_()
+        return torch.lerp(outs[0], other[plan.second], weight.unsqueeze(-1).to(other.dtype))
     heads, width = q.shape[1], q.shape[2]
     outs.append(q.new_zeros(1, heads, width))
     lses.append(lses[0].new_full((1, heads), -torch.inf))
@@ -389,7 +400,7 @@ def _partial(
         kv = group.workspace.gather(pages, group.pages)  # (S * T / P, P, Hk, 2 D)
         kv = kv.view(count, -1, kv_heads, 2 * width).transpose(1, 2)
     k, v = kv[..., :width], kv[..., width:]  # (S, Hk, T, D)
-    cells = q if group.queries is None else q.index_select(0, group.queries)
+    cells = q[group.queries]
     heads = q.shape[1]
     ratio = heads // kv_heads
     cells = cells.view(count, -1, heads, width)

@@ -197,3 +197,25 @@ def test_the_recount_notices(ledger: Ledger, corrupt: Callable[[Ledger], None]) 
     corrupt(ledger)
     with pytest.raises(InvariantError):
         ledger.check()
+
+
+def test_a_full_pool_frees_neighbours_together() -> None:
+    ledger = Ledger(64 * P, P)
+    for branch in range(64):  # each caches one run of P pages
+        tokens = tuple(range(branch * 100, branch * 100 + P * P))
+        nodes = ledger.seal("", None, tokens, ledger.take(P))
+        ledger.unlock_path(nodes[-1])
+    first = ledger.reserve(3)
+    assert first == [0, 1, 2], "a run, of what was forgotten first"
+    assert ledger.counts().free == 64 * P // 32, "a slab went, and no more"
+    assert ledger.reserve(3) == [3, 4, 5]
+    ledger.unreserve(first)
+    ledger.check()
+
+
+def test_a_lone_page_leaves_the_runs_alone(ledger: Ledger) -> None:
+    assert ledger.take_apart() == 7
+    assert ledger.take(7) == [0, 1, 2, 3, 4, 5, 6]
+    ledger.give([4])
+    assert ledger.take_apart() == 4
+    ledger.check()

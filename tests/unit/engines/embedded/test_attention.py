@@ -56,17 +56,13 @@ def test_every_page_of_two_rows_or_more_is_in_exactly_one_segment() -> None:
 
 def cells(plan: Plan) -> list[tuple[list[int], list[int], np.ndarray]]:
     """(queries, pages, visible (queries, slots)) of every segment, unpacked."""
-    total = sum(g.num_segments for g in plan.groups)
     found = []
     for group in plan.groups:
         pages = group.pages.view(group.num_segments, -1).tolist()
         slots = group.pages_each * P
-        if group.queries is None:
-            queries = [[i] for i in range(group.num_segments)]
-            if group.num_segments == 1 or total == 1:
-                queries = [list(range(1))]
-        else:
-            queries = group.queries.view(group.num_segments, -1).tolist()
+        of_cell = group.queries
+        flat = np.arange(of_cell.stop)[of_cell] if isinstance(of_cell, slice) else of_cell.numpy()
+        queries = flat.reshape(group.num_segments, -1).tolist()
         for i in range(group.num_segments):
             if group.mask is None:
                 visible = np.ones((len(queries[i]), slots), dtype=bool)
@@ -108,7 +104,7 @@ def test_runs_of_pages_are_read_in_place() -> None:
     rows = [row((), [4 * i, 4 * i + 1, 4 * i + 2], start=10) for i in range(6)]
     (group,) = planner().plan(rows).groups
     assert group.run == (0, 4)
-    assert group.queries is None
+    assert group.queries == slice(0, 6)
 
 
 @pytest.mark.parametrize(
@@ -196,3 +192,18 @@ def test_pages_are_written_and_copied_whole() -> None:
     pool.copy([(1, 3), (0, 2)])
     assert torch.equal(pool.pages[1][3], pool.pages[1][1])
     assert torch.equal(pool.pages[1][2], pool.pages[1][0])
+
+
+def test_two_partials_of_every_query_are_merged_as_one_softmax() -> None:
+    shared = (0, 1, 2)
+    in_order = [row(shared, [8 + 3 * i, 9 + 3 * i], start=3 * P + 2) for i in range(20)]
+    shuffled = [row(shared, [8 + 3 * (i * 7 % 20)], start=3 * P + 1) for i in range(20)]
+    pool = KvPool(1, 80, P, 2, 8, dtype=torch.float32, device=CPU)
+    pool.pages[0].normal_()
+    q = torch.randn(20, 4, 8)
+    for rows in (in_order, shuffled):
+        plan = planner(80).plan(rows)
+        assert plan.second is not None
+        merged = attend(q, pool.pages[0], plan, 0.3)
+        plan.second = None  # the general way
+        assert torch.allclose(merged, attend(q, pool.pages[0], plan, 0.3), atol=1e-6)
