@@ -470,7 +470,7 @@ class FakeServer:
 
     def __init__(self, options: FakeOptions, port: int = 0) -> None:
         self.fake = Fake(options)
-        self.fake.die = self._drop_connections
+        self.fake.die = self._die
         # With the protocol named, asyncio sends small packets at once; without, after 40 ms.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -496,15 +496,28 @@ class FakeServer:
     def kill(self) -> None:
         """Nobody is there any more: connections break, and new ones are refused."""
         if self._thread.is_alive() and self._loop is not None:
-            self._loop.call_soon_threadsafe(self._drop_connections)
-        self.stop()
+            self._loop.call_soon_threadsafe(self._die)
+        self._thread.join(10)
+        self._socket.close()
 
-    def _drop_connections(self) -> None:
+    def _die(self) -> None:
+        assert self._loop is not None
+        self._loop.remove_reader(self._socket)  # nobody is accepted from now on
+        self._drop_connections()
+        self._dying = self._loop.create_task(self._end())
+
+    async def _end(self) -> None:
+        # One just accepted is no connection yet; asyncio loses it when its listener closes first.
+        for _ in range(4):
+            await asyncio.sleep(0)
+        self._drop_connections()
         for listener in self._server.servers:
             listener.close()
+        self._server.should_exit = self._server.force_exit = True
+
+    def _drop_connections(self) -> None:
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()  # type: ignore[union-attr]
-        self._server.should_exit = self._server.force_exit = True
 
     def _serve(self) -> None:
         async def run() -> None:
