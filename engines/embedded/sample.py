@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ import torch
 
 from engines.base import TopLogps
 from engines.embedded.sequence import Branch
+
+_AHEAD: Final = 32
+"""Draws whose uniform numbers are made at a time."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -37,12 +41,11 @@ def mix(seed: int, number: int) -> int:
 def uniforms(
     seeds: npt.NDArray[np.uint64], positions: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.float64]:
-    """One number in [0, 1) per (seed, position), (B,) float64."""
-    with np.errstate(over="ignore"):
-        z = seeds + np.uint64(_GOLDEN) * (positions + np.uint64(1))
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z = z ^ (z >> np.uint64(31))
+    """One number in [0, 1) per (seed, position), float64; arrays that broadcast."""
+    z = seeds + np.uint64(_GOLDEN) * (positions + np.uint64(1))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = z ^ (z >> np.uint64(31))
     unit: npt.NDArray[np.float64] = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return unit
 
@@ -57,7 +60,7 @@ class Draw:
 
 
 class Sampler:
-    """The options of one batch of branches, as tensors.
+    """The options of one batch of branches, as tensors. Each of them gains a token at every draw.
 
     Args:
         branches: In batch order.
@@ -82,10 +85,14 @@ class Sampler:
         ]
         self._bias: torch.Tensor | None = None  # (B, V), made at the first draw that needs it
         self._is_biased = any(how.logit_bias or how.ban_ids for how in hows)
-        self._min_tokens = np.array([how.min_tokens for how in hows])
-        self._starts = np.array([branch.response_start for branch in branches])
+        self._positions = np.array([branch.position for branch in branches])  # at the first draw
+        self._drawn = 0
+        self._uniforms: torch.Tensor | None = None  # (_AHEAD, B, 1)
+        # How many draws may not end a branch yet: by branch, and for all and for any of them.
+        self._early_draws = np.array([how.min_tokens for how in hows]) - self._positions
+        self._all_early = int(self._early_draws.min())
+        self._any_early = int(self._early_draws.max())
         self._early: torch.Tensor | None = None  # (B, V): what may not end a branch too soon
-        self._is_early = bool(self._min_tokens.any())
         temperatures = {how.temperature for how in hows}
         self._all_one = temperatures == {1.0} and not self._scheduled
         self._any_greedy = 0.0 in temperatures or self._scheduled
@@ -98,8 +105,7 @@ class Sampler:
             logits: (B, V) float32; may be overwritten.
         """
         plain = logits.log_softmax(-1)  # what is reported
-        positions = np.array([len(branch.tokens) for branch in self._branches]) - self._starts
-        is_plain = not self._shape(logits, positions)
+        is_plain = not self._shape(logits)
         temperatures = self._temperatures
         if self._scheduled:
             temperatures = self._column([self._temperature(b) for b in self._branches])
@@ -112,12 +118,12 @@ class Sampler:
         if self._truncates:
             probabilities = self._truncate(probabilities)
         cdf = probabilities.cumsum(-1, dtype=torch.float64)
-        u = torch.from_numpy(uniforms(self._seeds, positions.astype(np.uint64))).to(self._device)
-        target = u.unsqueeze(1) * cdf[:, -1:]
+        target = self._next_uniforms() * cdf[:, -1:]
         ids = torch.searchsorted(cdf, target, right=True).clamp_max_(logits.shape[1] - 1)
         if self._any_greedy:
             ids = torch.where(temperatures == 0, logits.argmax(-1, keepdim=True), ids)
         logps = plain.gather(1, ids).squeeze(1).tolist()
+        self._drawn += 1
         return Draw(ids.squeeze(1).tolist(), logps, self._tops(plain))
 
     def _column(self, values: list[float]) -> torch.Tensor:
@@ -128,7 +134,16 @@ class Sampler:
         schedule = branch.how.schedule
         return schedule.temperature(branch.position) if schedule else branch.how.temperature
 
-    def _shape(self, logits: torch.Tensor, positions: npt.NDArray[np.int64]) -> bool:
+    def _next_uniforms(self) -> torch.Tensor:
+        """One number per branch, (B, 1) float64; made for many draws at a time."""
+        number = self._drawn % _AHEAD
+        if number == 0 or self._uniforms is None:
+            positions = self._positions + (self._drawn - number) + np.arange(_AHEAD)[:, None]
+            made = uniforms(self._seeds, positions.astype(np.uint64))
+            self._uniforms = torch.from_numpy(made).unsqueeze(-1).to(self._device)
+        return self._uniforms[number]
+
+    def _shape(self, logits: torch.Tensor) -> bool:
         """Apply penalties, biases and bans in place; whether there were any."""
         for i in self._penalised:
             self._penalise(logits[i], self._branches[i])
@@ -136,13 +151,19 @@ class Sampler:
             if self._bias is None:
                 self._bias = self._bias_table(logits.shape[1])
             logits += self._bias
-        is_early = self._is_early and bool((positions < self._min_tokens).any())
+        is_early = self._drawn < self._any_early
         if is_early:
-            if self._early is None:
-                self._early = self._early_table(logits.shape[1])
-            early = torch.from_numpy(positions < self._min_tokens).to(self._device)
-            logits.masked_fill_(self._early & early.unsqueeze(1), -torch.inf)
+            logits.masked_fill_(self._too_early(logits.shape[1]), -torch.inf)
         return bool(self._penalised) or self._is_biased or is_early
+
+    def _too_early(self, vocab_size: int) -> torch.Tensor:
+        """What may not be drawn now, (B, V), because it would end a branch too soon."""
+        if self._early is None:
+            self._early = self._early_table(vocab_size)
+        if self._drawn < self._all_early:
+            return self._early
+        is_early = torch.from_numpy(self._early_draws > self._drawn).to(self._device)
+        return self._early & is_early.unsqueeze(1)
 
     def _penalise(self, row: torch.Tensor, branch: Branch) -> None:
         how = branch.how

@@ -45,21 +45,25 @@ class DecodeBatch:
         self.branches = branches
         self.sampler = sampler
         self.plan = plan
-        self.is_stale = False
-        self._page_tokens = page_tokens
         at = [branch.computed for branch in branches]
         self.tokens = np.array([branch.tokens[-1] for branch in branches])
         self.positions = np.array(at)
         pages = [b.page_at(p, page_tokens) for b, p in zip(branches, at, strict=True)]
         self.slots = np.array(pages) * page_tokens + self.positions % page_tokens
+        self._steps_left = page_tokens - int((self.positions % page_tokens).max())
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a branch needs its next page."""
+        return self._steps_left == 0
 
     def advance(self, ids: Sequence[int]) -> None:
-        """Move on by the drawn `ids`; goes stale where a branch needs its next page."""
-        self.tokens = np.array(ids)
-        self.positions += 1
-        self.slots += 1
-        self.is_stale = not (self.positions % self._page_tokens).all()
+        """Move on by the drawn `ids`."""
+        self._steps_left -= 1
         if not self.is_stale:
+            self.tokens = np.array(ids)
+            self.positions += 1
+            self.slots += 1
             self.plan.advance()
 
 
