@@ -244,15 +244,8 @@ class Planner:
         is_pair = table.shape[1] == 2 and table.max() < len(cells_of)
         second = None
         if is_pair and groups[0].queries == slice(0, total):
-            second = self._index(table[:, 1] - total)
+            second = index_of(table[:, 1] - total, self._device)
         return Plan(groups, torch.from_numpy(table).to(self._device), second)
-
-    def _index(self, numbers: npt.NDArray[np.int64]) -> torch.Tensor | slice:
-        """`numbers` as an index; a slice takes no copy."""
-        first, count = int(numbers[0]), len(numbers)
-        if (numbers == np.arange(first, first + count)).all():
-            return slice(first, first + count)
-        return torch.from_numpy(numbers).to(self._device)
 
     def _group(self, members: list[_Cell]) -> tuple[Group, npt.NDArray[np.int64]]:
         """One padded rectangle, and the query that owns each of its cells, -1 for padding."""
@@ -280,7 +273,7 @@ class Planner:
             mask = torch.from_numpy(bias).to(self._device, self._dtype).unsqueeze(1)
             steps = torch.from_numpy(limits).to(self._device) if is_private and width == 1 else None
         group = Group(
-            self._index(queries),
+            index_of(queries, self._device),
             torch.from_numpy(pages.reshape(-1)).to(self._device),
             run,
             depth,
@@ -303,6 +296,14 @@ class Planner:
         if firsts[-1] + depth > self._num_pages or not all(map(_is_consecutive, members)):
             return None
         return firsts[0], step
+
+
+def index_of(numbers: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor | slice:
+    """`numbers` as an index; where they follow each other a slice, which takes no copy."""
+    first, count = int(numbers[0]), len(numbers)
+    if numbers[-1] - first == count - 1 and (numbers == np.arange(first, first + count)).all():
+        return slice(first, first + count)
+    return torch.from_numpy(numbers).to(device)
 
 
 def _places(owners: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.int64]:

@@ -37,7 +37,7 @@ class Decoder:
         self,
         tokens: torch.Tensor,
         positions: torch.Tensor,
-        slots: torch.Tensor,
+        slots: torch.Tensor | slice,
         pool: KvPool,
         plan: Plan,
     ) -> torch.Tensor:
@@ -46,7 +46,7 @@ class Decoder:
         Args:
             tokens: (N,) int64 ids.
             positions: (N,) int64 positions in their sequences.
-            slots: (N,) int64 where their keys and values go.
+            slots: Where their keys and values go; (N,) int64 or a slice.
             pool: The cache.
             plan: Which slots each token attends to, its own included.
 
@@ -74,7 +74,7 @@ class Decoder:
         layer: LayerWeights,
         number: int,
         rotation: torch.Tensor,
-        slots: torch.Tensor,
+        slots: torch.Tensor | slice,
         pool: KvPool,
         plan: Plan,
     ) -> torch.Tensor:

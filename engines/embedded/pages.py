@@ -45,9 +45,16 @@ class KvPool:
         self.pages = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
         self._slots = [layer.flatten(0, 1) for layer in self.pages]
 
-    def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Store `k` and `v`, each (N, H, D), at `slots` (N,) int64 of `layer`."""
-        self._slots[layer].index_copy_(0, slots, torch.cat((k, v), dim=-1))
+    def write(
+        self, layer: int, slots: torch.Tensor | slice, k: torch.Tensor, v: torch.Tensor
+    ) -> None:
+        """Store `k` and `v`, each (N, H, D), at N `slots` of `layer`."""
+        if isinstance(slots, slice):
+            rows, width = self._slots[layer][slots], k.shape[-1]
+            rows[..., :width].copy_(k)
+            rows[..., width:].copy_(v)
+        else:
+            self._slots[layer].index_copy_(0, slots, torch.cat((k, v), dim=-1))
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole pages, (source, destination) pairs; no destination is a source."""

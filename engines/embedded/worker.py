@@ -15,7 +15,7 @@ import torch
 
 from engines.base import Continuation, Finish
 from engines.embedded.accounting import Ledger
-from engines.embedded.attention import Plan, Planner, Row
+from engines.embedded.attention import Plan, Planner, Row, index_of
 from engines.embedded.compute import ComputeThread
 from engines.embedded.jobs import GenerateJob, Job, ReadJob, ReadResult
 from engines.embedded.model import Decoder
@@ -259,8 +259,8 @@ class Worker:
     ) -> torch.Tensor:
         device = self._decoder.device
         self.tokens_computed += len(tokens)
-        ids, where, to = (torch.from_numpy(a).to(device) for a in (tokens, positions, slots))
-        return self._decoder.forward(ids, where, to, self._pool, plan)
+        ids, where = torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device)
+        return self._decoder.forward(ids, where, index_of(slots, device), self._pool, plan)
 
     def _finish(self, branch: Branch) -> None:
         """Retire an ended branch and make its Continuation; needs the lock."""
