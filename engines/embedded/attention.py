@@ -87,24 +87,33 @@ class Group:
         pages: (S * T / P,) int64, padded by repeating a page; unread when there is a `run`.
         run: First page and step from segment to segment, when every segment's pages are consecutive
             and the segments lie at equal steps: they are then read in place. Else None.
-        pages_each: T / P.
         num_segments: S.
-        mask: (S, 1, R or 1, T) additive mask; None when every slot counts for every query.
+        length: Slots read of each segment, at most T; the others count for no query.
+        mask: (S, 1, R or 1, T) additive mask; None when every slot read counts for every query.
+        limits: (S, 1) int64 slots that count for each segment's only query, where there is a mask
+            and the group can advance; else None.
+        can_advance: Whether each segment has one query, at its end.
         workspace: Where scattered pages are gathered.
-        limits: (S, 1) int64 slots that count, where each segment has one query that can advance;
-            else None.
-        length: Slots that count where one query reads one run: no mask is needed. Else None.
     """
 
     queries: torch.Tensor | slice
     pages: torch.Tensor
     run: tuple[int, int] | None
-    pages_each: int
     num_segments: int
+    length: int
     mask: torch.Tensor | None
     limits: torch.Tensor | None
-    length: int | None
+    can_advance: bool
     workspace: Workspace
+
+    def advance(self) -> None:
+        """Move every query one slot on, where that is possible."""
+        if not self.can_advance:
+            return
+        self.length += 1
+        if self.mask is not None and self.limits is not None:
+            self.mask.view(self.num_segments, -1).scatter_(1, self.limits, 0.0)
+            self.limits += 1
 
 
 @dataclass
@@ -127,11 +136,7 @@ class Plan:
     def advance(self) -> None:
         """Move every private query one slot on; all must stay inside their pages."""
         for group in self.groups:
-            if group.length is not None:
-                group.length += 1
-            elif group.limits is not None and group.mask is not None:
-                group.mask.view(group.num_segments, -1).scatter_(1, group.limits, 0.0)
-                group.limits += 1
+            group.advance()
 
 
 @dataclass
@@ -265,22 +270,22 @@ class Planner:
         if is_private and width > 1:
             limits = limits + np.minimum(np.arange(width)[None, :], counts - 1)
         mask, steps = None, None
-        run = self._run(members)
-        is_single = is_private and count == 1 and width == 1 and run is not None
-        if not is_single and (is_private or limits.min() < depth * size):
+        can_advance = is_private and width == 1
+        length = int(limits.max()) if can_advance else depth * size
+        if limits.min() < length:
             hidden = np.arange(depth * size)[None, None, :] >= limits[:, :, None]
             bias = np.where(hidden, np.float32(-np.inf), np.float32(0.0))
             mask = torch.from_numpy(bias).to(self._device, self._dtype).unsqueeze(1)
-            steps = torch.from_numpy(limits).to(self._device) if is_private and width == 1 else None
+            steps = torch.from_numpy(limits).to(self._device) if can_advance else None
         group = Group(
             index_of(queries, self._device),
             torch.from_numpy(pages.reshape(-1)).to(self._device),
-            run,
-            depth,
+            self._run(members),
             count,
+            length,
             mask,
             steps,
-            members[0].limit if is_single else None,
+            can_advance,
             self._workspace,
         )
         return group, np.where(is_padding, -1, queries)
@@ -388,25 +393,24 @@ def _partial(
     q: torch.Tensor, pages: torch.Tensor, group: Group, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One group's partial softmax: outputs (S * R, Hq, D) and log-sum-exp (S * R, Hq)."""
-    size, kv_heads, width = pages.shape[1], pages.shape[2], pages.shape[3] // 2
+    kv_heads, width = pages.shape[2], pages.shape[3] // 2
     count = group.num_segments
     if group.run is not None:
         first, step = group.run
         page, slot, head, unit = pages.stride()
-        slots = group.pages_each * size if group.length is None else group.length
-        shape = (count, kv_heads, slots, 2 * width)
+        shape = (count, kv_heads, group.length, 2 * width)
         strides = (step * page, head, slot, unit)
         kv = pages.as_strided(shape, strides, pages.storage_offset() + first * page)
     else:
         kv = group.workspace.gather(pages, group.pages)  # (S * T / P, P, Hk, 2 D)
-        kv = kv.view(count, -1, kv_heads, 2 * width).transpose(1, 2)
+        kv = kv.view(count, -1, kv_heads, 2 * width).transpose(1, 2)[:, :, : group.length]
     k, v = kv[..., :width], kv[..., width:]  # (S, Hk, T, D)
     cells = q[group.queries]
     heads = q.shape[1]
     ratio = heads // kv_heads
     cells = cells.view(count, -1, heads, width)
     rows = cells.shape[1]
-    mask = group.mask
+    mask = None if group.mask is None else group.mask[..., : group.length]
     if ratio == 1:
         grouped = cells.transpose(1, 2)
     else:

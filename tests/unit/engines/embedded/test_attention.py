@@ -59,7 +59,7 @@ def cells(plan: Plan) -> list[tuple[list[int], list[int], np.ndarray]]:
     found = []
     for group in plan.groups:
         pages = group.pages.view(group.num_segments, -1).tolist()
-        slots = group.pages_each * P
+        slots = group.length
         of_cell = group.queries
         flat = np.arange(of_cell.stop)[of_cell] if isinstance(of_cell, slice) else of_cell.numpy()
         queries = flat.reshape(group.num_segments, -1).tolist()
@@ -67,7 +67,7 @@ def cells(plan: Plan) -> list[tuple[list[int], list[int], np.ndarray]]:
             if group.mask is None:
                 visible = np.ones((len(queries[i]), slots), dtype=bool)
             else:
-                mask = (group.mask[i, 0] == 0).numpy()
+                mask = (group.mask[i, 0, :, :slots] == 0).numpy()
                 visible = np.broadcast_to(mask, (len(queries[i]), slots))
             found.append((queries[i], pages[i], visible))
     return found
@@ -207,3 +207,16 @@ def test_two_partials_of_every_query_are_merged_as_one_softmax() -> None:
         merged = attend(q, pool.pages[0], plan, 0.3)
         plan.second = None  # the general way
         assert torch.allclose(merged, attend(q, pool.pages[0], plan, 0.3), atol=1e-6)
+
+
+def test_private_queries_of_equal_length_need_no_mask_on_their_way() -> None:
+    """What advances reads exactly the slots that count, and a mask only where lengths differ."""
+    even = planner().plan([row((), [4 * i, 4 * i + 1], start=4) for i in range(6)])
+    odd = planner().plan([row((), [4 * i, 4 * i + 1], start=4 + i % 2) for i in range(6)])
+    for plan in (even, odd):
+        plan.advance()
+    assert (even.groups[0].length, even.groups[0].mask) == (6, None)
+    (group,) = odd.groups
+    assert group.length == 7
+    assert group.mask is not None
+    assert (group.mask[:, 0, 0, :7] == 0).sum(-1).tolist() == [6, 7] * 3
