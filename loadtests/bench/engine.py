@@ -29,7 +29,7 @@ BRANCHES: Final = Load(branches=64, new_tokens=128, prompt_tokens=512)
 STREAM: Final = Load(branches=1, new_tokens=128, prompt_tokens=512)
 GENERATOR: Final = "sapling-sums"
 _PEERS: Final = ("generate", "cached_loop")
-_STREAM_TURNS: Final = 3  # a single stream is over in a fraction of a second: more turns for it
+_SHORT_TURNS: Final = 3  # what is over in seconds takes so many times as many turns
 _GREEDY_TOKENS: Final = 64
 _LONGEST_PROMPT: Final = 256
 
@@ -130,16 +130,16 @@ async def _one_model(bench: Bench, plan: Plan, model: str, directory: Path) -> N
 async def _speed(bench: Bench, plan: Plan, model: str, engine: EmbeddedEngine, peer: Any) -> None:
     names = _speed_names(model)
     peers = [peer_name for peer_name in _PEERS if bench.wants(names[peer_name])]
-    repeats = plan.repeats
+    more = plan.repeats * _SHORT_TURNS
     if peers:
+        repeats = more if model == "sapling" else plan.repeats
         turns = await speed.take_turns(bench, engine, peer, plan.branches, peers, model, repeats)
         for peer_name in peers if len(turns) == repeats else ():
             speed.put_ratio(bench, names[peer_name], turns, peer_name)
     if bench.wants(names["stream"]):
         alone = ["generate"]
-        repeats *= _STREAM_TURNS
-        turns = await speed.take_turns(bench, engine, peer, plan.stream, alone, model, repeats)
-        if len(turns) == repeats:
+        turns = await speed.take_turns(bench, engine, peer, plan.stream, alone, model, more)
+        if len(turns) == more:
             speed.put_ratio(bench, names["stream"], turns, "generate")
 
 
