@@ -180,6 +180,10 @@ class SearchTree:
         """The branch with this id."""
         return self._branches[number]
 
+    def num_children(self, branch: Branch) -> int:
+        """Children submitted under a branch until now: the index of the next one."""
+        return self._num_children.get(branch.id, 0)
+
     def events(self, after: int = -1) -> Iterator[TreeEvent]:
         """The events numbered above `after`, as far as they have happened."""
         yield from self._events[max(0, after + 1) :]

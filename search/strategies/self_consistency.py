@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from engines.base import Capability
-from search.answers import extract_answer
-from search.base import Outcome, Params, Ranked
+from search.base import Outcome, Params
 from search.branch import Branch
 from search.search import Search
-from search.select import INVALID, Aggregate, aggregated, order_by_vote, vote
+from search.select import Aggregate, aggregated
+from search.voting import groups_of, ranked_by
 
 
 class SelfConsistencyParams(Params):
@@ -57,13 +56,8 @@ class SelfConsistency:
             await search.score(voters)
             voters = search.usable(voters)
         weights = [self._weight(search, one) for one in voters]
-        answers = [extract_answer(one.text) for one in voters]
-        groups = await asyncio.to_thread(vote, answers, weights)  # algebra may take its time
-        groups.sort(key=lambda group: group.answer == INVALID)
-        total = sum(weights) or 1.0
-        share = {at: group.weight / total for group in groups for at in group.members}
-        order = order_by_vote(groups, weights)
-        return search.outcome([Ranked(voters[at], round(share[at], 5)) for at in order])
+        groups = await groups_of(voters, weights)
+        return search.outcome(ranked_by(groups, voters, weights))
 
     def _weight(self, search: Search, branch: Branch) -> float:
         if not self.needs_judge:

@@ -14,6 +14,7 @@ from tests.toy_engine import END, ToyEngine, ToyJudge
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "best_of_n": [{"width": 4}, {"width": 3, "aggregate": "min"}],
     "self_consistency": [{"width": 4}, {"width": 4, "vote": "weighted"}],
+    "adaptive_consistency": [{"width": 5}, {"width": 4, "concurrency": 4, "threshold": 0.6}],
     "beam": [{"width": 4}, {"width": 5, "keep": 1}],
     "ets": [
         {"width": 6},
