@@ -5,7 +5,7 @@ Pure functions over plain numbers; they know no tree, engine or strategy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -49,6 +49,8 @@ class KeepProblem:
         clusters: Per leaf its cluster; empty leaves that term out.
         lambda_b: Price of all nodes together.
         lambda_d: Reward for covering all clusters.
+        costs: Per node its part of the price, adding up to 1; what is not listed is free. All
+            nodes cost the same by default.
     """
 
     weights: Sequence[float]
@@ -56,22 +58,42 @@ class KeepProblem:
     clusters: Sequence[int]
     lambda_b: float
     lambda_d: float
+    costs: Mapping[int, float] | None = None
 
     def objective(self, kept: Sequence[int]) -> float:
         """What keeping these leaves is worth."""
-        nodes = {node for at in kept for node in self.paths[at]}
         value = sum(self.weights[at] for at in kept) / sum(self.weights)
-        value += self._node_gain * len(nodes)
+        value += sum(map(self._node_gain(), self._nodes(kept)))
         if self.clusters:
             covered = {self.clusters[at] for at in kept}
             value += self.lambda_d * len(covered) / len(set(self.clusters))
         return value
 
-    @property
-    def _node_gain(self) -> float:
+    def num_nodes(self, kept: Iterable[int]) -> int:
+        """Distinct nodes on the paths to these leaves."""
+        return len(self._nodes(kept))
+
+    def num_clusters(self, kept: Iterable[int]) -> int:
+        """Clusters with one of these leaves; 0 where clusters are left out."""
+        return len({self.clusters[at] for at in kept}) if self.clusters else 0
+
+    def _nodes(self, kept: Iterable[int]) -> set[int]:
+        return {node for at in kept for node in self.paths[at]}
+
+    def _node_gain(self) -> Callable[[int], float]:
         if not self.lambda_b:
-            return FREE_NODE_REWARD
-        return -self.lambda_b / len({node for path in self.paths for node in path})
+            return lambda node: FREE_NODE_REWARD
+        if self.costs is not None:
+            costs = self.costs
+            return lambda node: -self.lambda_b * costs.get(node, 0.0)
+        each = -self.lambda_b / self.num_nodes(range(len(self.paths)))
+        return lambda node: each
+
+
+def node_shares(tokens: Mapping[int, int]) -> dict[int, float] | None:
+    """Each node's share of all tokens, for `KeepProblem.costs`; None where there are none."""
+    total = sum(tokens.values())
+    return {node: count / total for node, count in tokens.items()} if total else None
 
 
 def solve(problem: KeepProblem) -> list[int] | None:
@@ -89,7 +111,7 @@ def solve(problem: KeepProblem) -> list[int] | None:
     clusters = sorted(set(problem.clusters))
     cluster_column = {one: len(nodes) + at for at, one in enumerate(clusters)}
     gains = np.zeros(len(nodes) + len(clusters))
-    gains[: len(nodes)] = problem._node_gain
+    gains[: len(nodes)] = list(map(problem._node_gain(), nodes))
     total = sum(problem.weights)
     for path, weight in zip(problem.paths, problem.weights, strict=True):
         gains[column[path[-1]]] += weight / total

@@ -24,6 +24,7 @@ __all__ = [
     "Resampled",
     "Scored",
     "SearchTree",
+    "Selected",
     "Slot",
     "Step",
     "TreeEvent",
@@ -70,7 +71,38 @@ class Failed:
     why: str
 
 
-Record: TypeAlias = Scored | Pruned | Resampled | Chosen | Failed
+@dataclass(frozen=True)
+class Selected:
+    """What a selection among the open branches of one level kept, and what it took.
+
+    Attributes:
+        depth: Steps from the root to the branches.
+        leaves: Open branches that there were.
+        nodes: Distinct nodes on the paths to them, the root included.
+        clusters: Semantic clusters among them; 0 where clusters were left out.
+        kept_leaves: Those that got a continuation.
+        kept_nodes: Distinct nodes on the paths to these.
+        kept_clusters: Clusters among these.
+        lost_leaves: Those that the integer program kept and the allocation gave nothing.
+        lost_clusters: Clusters that the integer program covered and the allocation lost.
+        solver_ms: Milliseconds in the solver.
+        is_solved: Whether the solver came to an end; else everything was kept.
+    """
+
+    depth: int
+    leaves: int
+    nodes: int
+    clusters: int
+    kept_leaves: int
+    kept_nodes: int
+    kept_clusters: int
+    lost_leaves: int
+    lost_clusters: int
+    solver_ms: float
+    is_solved: bool
+
+
+Record: TypeAlias = Scored | Pruned | Resampled | Chosen | Failed | Selected
 
 
 @dataclass(frozen=True)
@@ -98,6 +130,7 @@ class _Picture:
 
     nodes: dict[int, dict[str, Any]] = field(default_factory=dict)
     chosen: list[int] = field(default_factory=list)
+    selections: list[Mapping[str, Any]] = field(default_factory=list)
     stop_reason: str | None = None
 
     def apply(self, event: TreeEvent) -> None:
@@ -108,6 +141,8 @@ class _Picture:
             self.chosen = list(data["branches"])
             for number in self.chosen:
                 self.nodes[number]["state"] = "chosen"
+        elif event.kind == "selected":
+            self.selections.append(data)
         elif event.kind == "ended":
             self.stop_reason = data["stop_reason"]
         else:
@@ -115,7 +150,12 @@ class _Picture:
 
     def snapshot(self) -> dict[str, Any]:
         nodes = [dict(self.nodes[number]) for number in sorted(self.nodes)]
-        return {"nodes": nodes, "chosen": list(self.chosen), "stop_reason": self.stop_reason}
+        return {
+            "nodes": nodes,
+            "chosen": list(self.chosen),
+            "selections": [dict(one) for one in self.selections],
+            "stop_reason": self.stop_reason,
+        }
 
 
 class SearchTree:
@@ -158,7 +198,7 @@ class SearchTree:
         return branch
 
     def record(self, event: Record) -> None:
-        """Append what happened to branches that are in the tree."""
+        """Append what happened to branches that are in the tree, or at a level of it."""
         data = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in vars(event).items()
@@ -179,10 +219,6 @@ class SearchTree:
     def branch(self, number: int) -> Branch:
         """The branch with this id."""
         return self._branches[number]
-
-    def num_children(self, branch: Branch) -> int:
-        """Children submitted under a branch until now: the index of the next one."""
-        return self._num_children.get(branch.id, 0)
 
     def events(self, after: int = -1) -> Iterator[TreeEvent]:
         """The events numbered above `after`, as far as they have happened."""
@@ -206,7 +242,7 @@ class SearchTree:
             self._followers.discard(changed)
 
     def snapshot(self) -> dict[str, Any]:
-        """The tree as one JSON object: `nodes` by id, `chosen`, `stop_reason`."""
+        """The tree as one JSON object: `nodes` by id, `chosen`, `selections`, `stop_reason`."""
         return self._picture.snapshot()
 
     @staticmethod

@@ -16,10 +16,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "self_consistency": [{"width": 4}, {"width": 4, "vote": "weighted"}],
     "adaptive_consistency": [{"width": 5}, {"width": 4, "concurrency": 4, "threshold": 0.6}],
     "beam": [{"width": 4}, {"width": 5, "keep": 1}],
+    "rebase": [{"width": 6}, {"width": 5, "softmax_temperature": 0.05}],
     "ets": [
         {"width": 6},
         {"width": 6, "lambda_b": 0.0, "lambda_d": 0.0},
-        {"width": 6, "embedder": "tfidf", "coverage": True},
+        {"width": 6, "embedder": "tfidf", "coverage": True, "node_cost": "tokens"},
     ],
     "particle_filter": [
         {"width": 4},

@@ -99,6 +99,7 @@ class RunTree(Reply):
     state: str = ""
     nodes: list[Node]
     chosen: list[int] = Field(default_factory=list)
+    selections: list[dict[str, Any]] = Field(default_factory=list)
     stop_reason: str | None = None
 
 

@@ -2,13 +2,14 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search.budget import level_share
-from search.cover import KeepProblem, solve
+from search.cover import KeepProblem, node_shares, solve
 from search.select import rebase_counts, spread, vote
 from search.steps import split_steps
 
@@ -46,9 +47,18 @@ def random_problem(rng: random.Random) -> KeepProblem:
     return KeepProblem(weights, paths, clusters, rng.choice([0.0, 0.5, 1.0, 2.0]), lambda_d)
 
 
-@pytest.mark.parametrize("seed", range(120))
+def token_costs(problem: KeepProblem, rng: random.Random) -> KeepProblem:
+    """The same problem with nodes that cost by their tokens; the root is free."""
+    nodes = sorted({node for path in problem.paths for node in path[1:]})
+    return replace(problem, costs=node_shares({node: rng.randint(0, 60) for node in nodes}))
+
+
+@pytest.mark.parametrize("seed", range(160))
 def test_the_integer_program_finds_the_best_subset(seed: int) -> None:
-    problem = random_problem(random.Random(seed))
+    rng = random.Random(seed)
+    problem = random_problem(rng)
+    if seed >= 120:
+        problem = token_costs(problem, rng)
     everything = range(len(problem.paths))
     best = max(
         problem.objective(kept)

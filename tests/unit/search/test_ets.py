@@ -163,6 +163,86 @@ async def test_covered_clusters_keep_a_continuation() -> None:
     assert num_kept[True] == {"a\n", "b\n", "c\n"}
 
 
+def selections(run: Run) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = run.tree.snapshot()["selections"]
+    return found
+
+
+async def test_every_selection_is_reported() -> None:
+    params = {"width": 16, "softmax_temperature": 0.05, "lambda_b": 0.1, "lambda_d": 5.0}
+    run = Run(request("ets", params), engine=ToyEngine(lines), judge=ToyJudge(many_a))
+    await run.result()
+    nodes = {node["id"]: node for node in run.tree.snapshot()["nodes"]}
+    assert [one["depth"] for one in selections(run)] == [1, 2, 3, 4]
+    for one in selections(run):
+        level = [node for node in nodes.values() if node["depth"] == one["depth"]]
+        kept = [node for node in level if node["resampled"]]
+        assert (one["leaves"], one["kept_leaves"]) == (len(level), len(kept))
+        assert one["nodes"] == len(ancestors(nodes, level))
+        assert one["kept_nodes"] == len(ancestors(nodes, kept))
+        assert one["clusters"] == len({node["text"] for node in level})
+        assert one["kept_clusters"] == len({node["text"] for node in kept})
+        assert one["is_solved"]
+        assert one["solver_ms"] > 0
+    # the program covers a, b and c; at this temperature the allocation leaves only a
+    first = selections(run)[0]
+    assert (first["clusters"], first["kept_clusters"], first["lost_clusters"]) == (3, 1, 2)
+    assert first["lost_leaves"] >= 2
+
+
+def ancestors(nodes: dict[int, dict[str, Any]], leaves: list[dict[str, Any]]) -> set[int]:
+    found: set[int] = set()
+    for leaf in leaves:
+        at: int | None = leaf["id"]
+        while at is not None:
+            found.add(at)
+            at = nodes[at]["parent"]
+    return found
+
+
+async def test_coverage_loses_nothing() -> None:
+    params = {"width": 16, "softmax_temperature": 0.05, "lambda_b": 0.1, "lambda_d": 5.0}
+    run = Run(
+        request("ets", {**params, "coverage": True}),
+        engine=ToyEngine(lines),
+        judge=ToyJudge(many_a),
+    )
+    await run.result()
+    assert selections(run)
+    assert {(one["lost_leaves"], one["lost_clusters"]) for one in selections(run)} == {(0, 0)}
+
+
+async def test_a_failed_solver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.strategies.ets.solve", lambda problem: None)
+    run = Run(request("ets", {"width": 4}), engine=ToyEngine(lines), judge=ToyJudge(many_a))
+    await run.result()
+    assert not any(one["is_solved"] for one in selections(run))
+
+
+async def test_long_steps_cost_more_where_tokens_count() -> None:
+    def long_or_short(text: str) -> dict[str, float]:
+        line = text.rsplit("\n", 1)[-1]
+        if text.count("\n") == 2:
+            return {END: 1.0}
+        if not line:
+            return {"a": 0.5, "b": 0.5}
+        return {"\n": 1.0} if line[0] == "a" or len(line) == 30 else {"b": 1.0}
+
+    params = {"width": 16, "lambda_b": 1.9, "lambda_d": 0.0, "softmax_temperature": 5.0}
+    kept = {}
+    for node_cost in ("uniform", "tokens"):
+        run = Run(
+            request("ets", {**params, "node_cost": node_cost}, max_tokens=80),
+            engine=ToyEngine(long_or_short),
+            judge=ToyJudge(lambda text: 0.5 + 0.1 * text.startswith("b")),
+        )
+        await run.result()
+        level = [one for one in run.tree.snapshot()["nodes"] if one["depth"] == 1]
+        kept[node_cost] = {one["text"][0] for one in level if one["resampled"]}
+    assert "b" in kept["uniform"]
+    assert kept["tokens"] == {"a"}
+
+
 def test_tfidf_of_nothing_is_zero() -> None:
     assert tfidf(["", "  "]).tolist() == [[0.0], [0.0]]
     assert tfidf(["", "a 1"])[0].tolist() == [0.0, 0.0]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from search.branch import Branch, Step, unique_tokens
-from search.cover import KeepProblem, clusters_of, solve
+from search.cover import KeepProblem, clusters_of, node_shares, solve
 from search.select import order_by_vote, rebase_counts, vote
 from search.tree import SearchTree
 
@@ -88,6 +88,22 @@ def test_b_weights_and_runners_up() -> None:
             if list(kept) != best
         ]
         assert max(map(problem.objective, others)) == pytest.approx(worth, abs=1e-9)
+
+
+def test_b_and_d_nodes_that_cost_by_their_tokens() -> None:
+    tokens = (30, 20, 25, 10, 12, 8, 15, 9, 11)  # A, B, C, l1 ... l6: 140 together, the root free
+    costs = node_shares(dict(zip((1, 2, 3, 11, 12, 13, 14, 15, 16), tokens, strict=True)))
+    weights = rebase_counts(REWARDS_B, 16, 0.2)
+    problem = KeepProblem(weights, PATHS, CLUSTERS, 1.0, 1.0, costs)
+    kept = solve(problem)
+    assert kept == [0, 1, 2, 5]
+    # 13/16 of the weight; A, C, l1, l2, l3, l6 are 96 of 140 tokens; all clusters
+    assert problem.objective(kept) == pytest.approx(13 / 16 - 96 / 140 + 1)
+    # at a higher price C with l6, 36 tokens, is not worth its cluster any more
+    dear = KeepProblem(weights, PATHS, CLUSTERS, 2.0, 1.0, costs)
+    assert solve(dear) == [0, 1, 2]
+    assert (problem.num_nodes(kept), problem.num_clusters(kept)) == (7, 3)
+    assert node_shares({1: 0}) is None
 
 
 def test_d_kv_tokens() -> None:

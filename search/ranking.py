@@ -1,0 +1,45 @@
+"""How step-level searches read their answer out of what they grew."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+
+from search.answers import extract_answer
+from search.base import Outcome, Ranked
+from search.branch import Branch
+from search.search import Search
+from search.select import Aggregate, aggregated, order_by_vote, vote
+
+
+def worth(search: Search, branch: Branch, how: Aggregate) -> float | None:
+    """What the judge's values of a branch's steps come to; None without any."""
+    value = aggregated(search.step_values(branch), how)
+    return None if math.isnan(value) else value
+
+
+async def by_vote(
+    search: Search, ended: Sequence[Branch], others: Sequence[Branch], how: Aggregate
+) -> Outcome:
+    """Every branch that ended by itself votes with its worth; the rest only where none did."""
+    voters = [one for one in ended if one.is_finished]
+    if not voters:
+        rest = [one for one in search.best([*ended, *others]) if one is not search.root]
+        return search.outcome([Ranked(one, worth(search, one, how)) for one in rest])
+    weights = [worth(search, one, how) or 0.0 for one in voters]
+    answers = [extract_answer(one.text) for one in voters]
+    groups = await asyncio.to_thread(vote, answers, weights)  # algebra may take its time
+    order = order_by_vote(groups, weights)
+    return search.outcome([Ranked(voters[at], weights[at]) for at in order])
+
+
+def by_worth(
+    search: Search, ended: Sequence[Branch], others: Sequence[Branch], how: Aggregate
+) -> Outcome:
+    """Most worth first, those that ended by themselves before the others, ties as given."""
+    ranked = [
+        Ranked(one, worth(search, one, how)) for one in (*ended, *others) if one is not search.root
+    ]
+    ranked.sort(key=lambda one: (not one.branch.is_finished, -(one.score or 0.0)))
+    return search.outcome(ranked)

@@ -1,0 +1,95 @@
+"""REBASE: a tree of steps whose width goes where the rewards are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import Field
+
+from engines.base import Capability
+from search.answers import ANSWER_PHRASES
+from search.base import Outcome, Params
+from search.branch import Branch
+from search.ranking import by_vote
+from search.search import Search
+from search.select import Aggregate, rebase_counts
+from search.tree import Resampled
+
+
+class RebaseParams(Params):
+    """Parameters of `rebase`."""
+
+    width: int = Field(
+        default=16, ge=1, le=1024, description="Continuations drawn at the first level."
+    )
+    softmax_temperature: float = Field(
+        default=0.2, gt=0, le=100, description="Of the rewards; smaller is greedier."
+    )
+    aggregate: Aggregate = Field(
+        default="last",
+        description="Weight of a vote: how the values of an answer's steps become one.",
+    )
+    max_depth: int = Field(default=25, ge=1, le=1000, description="Levels.")
+    max_step_tokens: int | None = Field(
+        default=None, ge=1, le=65536, description="Longest step; the model's own by default."
+    )
+
+
+@dataclass(frozen=True)
+class Rebase:
+    """Give every open branch continuations in proportion to the softmax of its reward.
+
+    Source: Wu et al., "Inference Scaling Laws: An Empirical Analysis of Compute-Optimal Inference
+    for Problem-Solving with Language Models", arXiv 2408.00724, §3.1.3, and its reference code.
+    Differs: the counts are those of the code, which sum to the width (the paper rounds each);
+    ties go to creation order; the answer phrase is searched in the answer only, in completed
+    lines. The temperature is the code's 0.2 (the paper says 0.1).
+    """
+
+    params: RebaseParams
+    name: ClassVar[str] = "rebase"
+    Params: ClassVar[type[RebaseParams]] = RebaseParams
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.CONTINUE_TEXT})
+    needs_judge: ClassVar[bool] = True
+    pruned_because: ClassVar[str] = "its share of the width is nothing"
+
+    async def run(self, search: Search) -> Outcome:
+        """Allocate, expand, judge, level by level; then vote."""
+        params = self.params
+        how = search.stepwise(params.max_step_tokens)
+        await search.score(search.given)
+        ended = search.usable(search.given)
+        frontier = [search.root]
+        for _ in range(params.max_depth):
+            counts = await self._allocate(search, frontier, max(0, params.width - len(ended)))
+            children = await search.expand_all(
+                zip(frontier, counts, strict=True), how, last=True, closed_by=ANSWER_PHRASES
+            )
+            if not children:
+                frontier = [leaf for leaf, n in zip(frontier, counts, strict=True) if n]
+                break
+            await search.score(children)
+            children = search.usable(children)
+            ended += [one for one in children if one.finish is not None]
+            frontier = [one for one in children if one.finish is None]
+            if not frontier or len(ended) >= params.width:
+                break
+        return await by_vote(search, ended, frontier, params.aggregate)
+
+    async def shares(
+        self, search: Search, leaves: Sequence[Branch], rewards: Sequence[float], width: int
+    ) -> list[int]:
+        """How many of `width` continuations each leaf gets; 0 is the end of it."""
+        return rebase_counts(rewards, width, self.params.softmax_temperature)
+
+    async def _allocate(self, search: Search, leaves: list[Branch], width: int) -> list[int]:
+        rewards = [1.0 if leaf is search.root else search.value(leaf) for leaf in leaves]
+        counts = await self.shares(search, leaves, rewards, width)
+        for leaf, count in zip(leaves, counts, strict=True):
+            if count and leaf is not search.root:
+                search.tree.record(Resampled(leaf.id, count))
+        lost = [leaf for leaf, count in zip(leaves, counts, strict=True) if not count]
+        search.prune(lost, self.pruned_because)
+        return counts
