@@ -180,6 +180,10 @@ class SearchTree:
         self._num_submitted += 1
         return Slot(id=self._num_submitted - 1, parent=parent, index=index)
 
+    def num_children(self, branch: Branch) -> int:
+        """Children submitted under a branch until now: the index of the next one."""
+        return self._num_children.get(branch.id, 0)
+
     def add(self, place: Slot | Branch, step: Step) -> Branch:
         """Put a child into the tree: into its slot, or submitted and put at once under a branch."""
         slot = place if isinstance(place, Slot) else self.submit(place)
