@@ -15,6 +15,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "best_of_n": [{"width": 4}, {"width": 3, "aggregate": "min"}],
     "self_consistency": [{"width": 4}, {"width": 4, "vote": "weighted"}],
     "adaptive_consistency": [{"width": 5}, {"width": 4, "concurrency": 4, "threshold": 0.6}],
+    "deep_confidence": [
+        {"width": 4, "window": 3, "alternatives": 2},
+        {"width": 4, "warmup": 1, "window": 2, "keep_ratio": 0.3, "measure": "tail"},
+    ],
     "beam": [{"width": 4}, {"width": 5, "keep": 1}],
     "rebase": [{"width": 6}, {"width": 5, "softmax_temperature": 0.05}],
     "ets": [
