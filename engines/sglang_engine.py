@@ -158,6 +158,11 @@ class SGLangEngine:
             await asyncio.gather(*tasks, return_exceptions=True)
             self._tasks.difference_update(tasks)
 
+    def check_sampling(self, how: Sampling) -> None:
+        """See `ChecksSampling.check_sampling`."""
+        # An answer in steps is refused now what only its second step could not have.
+        check(how, self.info, 1 if how.boundaries else 0)
+
     @property
     def health(self) -> Health:
         """See `Engine.health`; a worker that is back is used again."""

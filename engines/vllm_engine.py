@@ -45,7 +45,7 @@ from engines.errors import (
 )
 from engines.merging import merged
 from engines.token_prefix import TokenPrefix, own_prefix
-from engines.vllm_request import NeedleIndex, RequestMaker
+from engines.vllm_request import NeedleIndex, RequestMaker, check
 from engines.vllm_tops import chosen_tops, listed
 
 if TYPE_CHECKING:
@@ -138,7 +138,6 @@ class VllmEngine:
             raise ValueError(f"n is {n}; at least one child must be drawn")
         if seeds is not None and len(seeds) != n:
             raise ValueError(f"{len(seeds)} seeds for {n} children")
-        self._check(how)
         maker = RequestMaker(
             how,
             self._needles,
@@ -154,6 +153,11 @@ class VllmEngine:
         ]
         # Siblings are submitted in one go: the first computes the prompt, the others find it.
         return draws[0] if n == 1 else merged(draws)
+
+    def check_sampling(self, how: Sampling) -> None:
+        """See `ChecksSampling.check_sampling`."""
+        # An answer in steps is refused now what only its second step could not have.
+        check(how, self.info, drafts=self._drafts, position=1 if how.boundaries else 0)
 
     async def extend(self, pairs: Sequence[tuple[Prefix, TokenIds]]) -> list[Prefix]:
         """See `Engine.extend`; the new tokens are computed when they are first needed."""
@@ -292,15 +296,3 @@ class VllmEngine:
     def _require_ids(self, ids: Sequence[int]) -> None:
         if ids and not 0 <= min(ids) <= max(ids) < self.info.vocab_size:
             raise PromptError(f"token ids must be in 0 … {self.info.vocab_size - 1}")
-
-    def _check(self, how: Sampling) -> None:
-        size = self.info.vocab_size
-        for token in (*how.logit_bias, *how.ban_ids):
-            if not 0 <= token < size:
-                raise UnsupportedByEngine(
-                    "logit_bias", self.info.model_id, f"token {token} is not in 0 … {size - 1}"
-                )
-        if len(how.ban_ids | (self.info.eos_ids if how.min_tokens else frozenset())) >= size:
-            raise UnsupportedByEngine(
-                "ban_ids", self.info.model_id, f"all {size} tokens are banned: allow some"
-            )

@@ -8,13 +8,13 @@ is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
-from engines.base import Constraint, EngineInfo, Sampling, Schedule
+from engines.base import Constraint, EngineInfo, Sampling
 from engines.child import TokenChild
 from engines.embedded.sample import mix
 from engines.errors import UnsupportedByEngine
@@ -39,6 +39,58 @@ class Request:
 
     params: dict[str, Any]
     is_final_only: bool
+
+
+def check(how: Sampling, info: EngineInfo, *, drafts: bool, position: int) -> None:
+    """Refuse what no request could carry.
+
+    Args:
+        how: What is asked.
+        info: Of the engine that is asked.
+        drafts: Whether speculative decoding is on.
+        position: In the answer, of the first token to be drawn.
+
+    Raises:
+        UnsupportedByEngine: Naming the option, and what to do instead.
+    """
+
+    def refuse(option: str, why: str) -> None:
+        raise UnsupportedByEngine(option, info.model_id, why)
+
+    size = info.vocab_size
+    for token in (*how.logit_bias, *how.ban_ids):
+        if not 0 <= token < size:
+            refuse("logit_bias", f"token {token} is not in 0 … {size - 1}")
+    if len(how.ban_ids | (info.eos_ids if how.min_tokens else frozenset())) >= size:
+        refuse("ban_ids", f"all {size} tokens are banned: allow some")
+    if how.drafter is not None:
+        refuse("drafter", "set the engine option speculative_config")
+    if how.constraint is not None and not isinstance(how.constraint, Constraint):
+        refuse("constraint", "it must be an engines.base.Constraint")
+    if how.constraint is not None and position > 0:
+        refuse(
+            "constraint",
+            "vLLM's grammars begin with the request, so an answer that is drawn step by step "
+            "cannot have one; use a strategy that draws whole answers",
+        )
+    if drafts:
+        _check_drafted(how, refuse, position)
+
+
+def _check_drafted(how: Sampling, refuse: Callable[[str, str], None], position: int) -> None:
+    why = "vLLM cannot while speculative decoding is on; leave it out"
+    for name in ("min_p", "logit_bias", "ban_ids"):
+        if getattr(how, name):
+            refuse(name, why)
+    if position > 0:
+        for name in ("presence_penalty", "frequency_penalty"):
+            if getattr(how, name):
+                refuse(name, f"over several steps {why}")
+    heats = [how.temperature]
+    if how.schedule is not None:
+        heats = [heat for _, heat in how.schedule.segments(_MAX_PIECES)]
+    if any(0 < heat < _COLDEST or heat > _HOTTEST for heat in heats):
+        refuse("temperature", f"with speculative decoding it must be 0 or in {_COLDEST}…{_HOTTEST}")
 
 
 class NeedleIndex:
@@ -103,7 +155,7 @@ class RequestMaker:
         self._drafts = drafts
         self._info = info
         self._table: tuple[int, np.ndarray[Any, Any]] | None = None
-        self._check(position)
+        check(how, info, drafts=drafts, position=position)
         self._needle_ids, self._finds_all = needles.find((*how.stop, *how.boundaries))
 
     def next(self, child: TokenChild, seed: int) -> Request:
@@ -148,40 +200,6 @@ class RequestMaker:
             "frequency_penalty": how.frequency_penalty,
             "repetition_penalty": how.repetition_penalty,
         }
-
-    def _check(self, position: int) -> None:
-        """What no request could carry."""
-        how = self.how
-        if how.drafter is not None:
-            raise self._refused("drafter", "set the engine option speculative_config")
-        if how.constraint is not None and not isinstance(how.constraint, Constraint):
-            raise self._refused("constraint", "it must be an engines.base.Constraint")
-        if how.constraint is not None and position > 0:
-            raise self._refused(
-                "constraint",
-                "vLLM's grammars begin with the request, so an answer that is drawn step by step "
-                "cannot have one; use a strategy that draws whole answers",
-            )
-        if not self._drafts:
-            return
-        why = "vLLM cannot while speculative decoding is on; leave it out"
-        for name in ("min_p", "logit_bias", "ban_ids"):
-            if getattr(how, name):
-                raise self._refused(name, why)
-        if position > 0:
-            for name in ("presence_penalty", "frequency_penalty"):
-                if getattr(how, name):
-                    raise self._refused(name, f"over several steps {why}")
-        heats = [how.temperature] if how.schedule is None else self._heats(how.schedule)
-        if any(0 < heat < _COLDEST or heat > _HOTTEST for heat in heats):
-            raise self._refused(
-                "temperature",
-                f"with speculative decoding it must be 0 or in {_COLDEST}…{_HOTTEST}",
-            )
-
-    @staticmethod
-    def _heats(schedule: Schedule) -> list[float]:
-        return [heat for _, heat in schedule.segments(_MAX_PIECES)]
 
     def _temperature(self, position: int) -> tuple[float, int | None]:
         """vLLM's temperature from `position` on, and where it ends."""
@@ -229,6 +247,3 @@ class RequestMaker:
             self._table = (position, np.array(heats, dtype=np.float32))
         start = position - self._table[0]
         return self._table[1][start : start + room].tobytes()
-
-    def _refused(self, name: str, why: str) -> UnsupportedByEngine:
-        return UnsupportedByEngine(name, self._info.model_id, why)

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import Field
 
-from engines.base import ChatMessage, TokenIds
+from engines.base import ChatMessage, Health, TokenIds
 from engines.embedded.tokenizer import ChatTokenizer
 from engines.errors import EngineError, ModelLoadError, PromptError
 from engines.sglang_discovery import WorkerInfo, discover
@@ -80,6 +80,11 @@ class ClassifyJudge:
         self._layout = layout
         self._remote = Remote(model_id, options)
         self._tokens_computed = 0
+
+    @property
+    def health(self) -> Health:
+        """See `Remote.health`."""
+        return self._remote.health
 
     async def open(self, messages: Sequence[ChatMessage], *, tenant: str = "") -> Claim:
         """A claim that holds nothing: the worker keeps its own cache.

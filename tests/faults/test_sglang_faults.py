@@ -9,6 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from engines.base import Health
+from reward_models.base import KnowsHealth
 from tests.api.harness import CHAT, Exchange, claimed_pages, client_of, serving
 from tests.sglang_fake import FakeOptions, FakeServer, fake_model
 from tests.sglang_search import (
@@ -68,6 +70,36 @@ async def test_a_worker_dies_in_the_middle(
             await is_well_again(app)
         finally:
             again.stop()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_the_second_step_could_not_have_is_refused_before_the_first(
+    stream: bool, server: FakeServer
+) -> None:
+    asked = request("beam", max_tokens=24, presence_penalty=0.5, stream=stream)
+    async with serving(settings_of(server.url)) as app, client_of(app) as client:
+        reply = await client.post(CHAT, json=asked)
+        assert reply.status_code == 400
+        assert reply.json()["error"]["code"] == "unsupported_by_engine"
+        assert "presence_penalty" in reply.json()["error"]["message"]
+        whole = await client.post(CHAT, json=asked | {"bough": request("single")["bough"]})
+        assert whole.status_code == 200
+
+
+async def test_readiness_knows_of_a_judge_that_is_gone(
+    server: FakeServer, judge: FakeServer
+) -> None:
+    judged_by = {"kind": "sglang", "model": judge.url, "options": {"max_retries": 0}}
+    async with serving(settings_of(server.url, judged_by)) as app, client_of(app) as client:
+        own = app.state.services.catalog.judges["judge"]
+        assert isinstance(own, KnowsHealth)
+        assert own.health is Health.READY
+        judge.kill()
+        await client.post(CHAT, json=request("best_of_n", max_tokens=8))
+        assert own.health is Health.AWAY
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["gone"]) == (503, ["judge"])
+    assert own.health is Health.DEAD
 
 
 async def test_one_of_two_workers_dies(server: FakeServer, options: FakeOptions) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engines.base import Constraint, EngineInfo, Sampling
+from engines.base import ChecksSampling, Constraint, EngineInfo, Sampling
 from engines.child import TokenChild
 from engines.echo import open_engine
 from engines.echo_model import BYTES, EOS
 from engines.errors import UnsupportedByEngine
 from engines.token_prefix import TokenPrefix
+from engines.vllm_engine import VllmEngine
 from engines.vllm_request import NeedleIndex, Request, RequestMaker
 from engines.vllm_shaping import Shape
 
@@ -166,3 +167,20 @@ def test_constraints_and_drafters_that_cannot_be_are_refused() -> None:
         request(constrained, 1)
     with pytest.raises(UnsupportedByEngine, match="speculative_config"):
         request(Sampling(drafter="adaptive"))
+
+
+def test_an_engine_says_before_any_work_what_it_refuses() -> None:
+    nothing: Any = None  # asked of nobody
+    engine = VllmEngine(INFO, nothing, nothing, TABLE, nothing)
+    assert isinstance(engine, ChecksSampling)
+    grammar = Sampling(constraint=Constraint(regex="a+"))
+    engine.check_sampling(grammar)
+    refused = [replace(grammar, boundaries=("\n\n",)), Sampling(drafter="d")]
+    for how in (*refused, Sampling(logit_bias={INFO.vocab_size: 1.0})):
+        with pytest.raises(UnsupportedByEngine):
+            engine.check_sampling(how)
+    drafting = VllmEngine(INFO, nothing, nothing, TABLE, nothing, drafts=True)
+    drafting.check_sampling(Sampling(presence_penalty=1.0))
+    for how in (Sampling(min_p=0.1), Sampling(presence_penalty=1.0, boundaries=("\n\n",))):
+        with pytest.raises(UnsupportedByEngine):
+            drafting.check_sampling(how)
