@@ -67,7 +67,7 @@ class Result:
     Attributes:
         run_id: The request's.
         strategy: As requested.
-        resolved: What ran.
+        resolved: What ran: the strategy's name and, after a colon, what it decided.
         stop_reason: "done", or what cut the search short.
         seed: The run's seed.
         score: What the first answer was ranked by.

@@ -205,7 +205,7 @@ class Run:
         return Result(
             run_id=request.run_id,
             strategy=request.strategy,
-            resolved=self._strategy.name,
+            resolved=": ".join(filter(None, (self._strategy.name, "; ".join(bench.notes)))),
             stop_reason=stop_reason,
             seed=request.seed,
             score=answers[0].score,

@@ -347,6 +347,10 @@ class Search:
         """A parameter of the request that could not be honoured; listed in the reply."""
         self._bench.ignored[name] = None
 
+    def note(self, what: str) -> None:
+        """What the strategy decided, in a few words of ASCII; the reply's `resolved` ends in it."""
+        self._bench.notes[what] = None
+
     def _job(
         self, branch: Branch, n: int, how: Sampling | None, last: bool, closed_by: Sequence[str]
     ) -> Job:

@@ -34,6 +34,7 @@ class Workbench:
     answers: int
     pruned: set[int] = field(default_factory=set)
     ignored: dict[str, None] = field(default_factory=dict)
+    notes: dict[str, None] = field(default_factory=dict)
     questions: count[int] = field(default_factory=count)
 
     async def aclose(self) -> None:

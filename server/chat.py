@@ -239,7 +239,10 @@ def _from_cache(
     reply: Reply, completion: dict[str, Any], services: Services, is_stream: bool
 ) -> Response:
     bough = completion["bough"]
-    headers = {"X-Bough-Run-Id": bough["run_id"], "X-Bough-Strategy": bough["resolved"]}
+    headers = {
+        "X-Bough-Run-Id": bough["run_id"],
+        "X-Bough-Strategy": bough["resolved"].partition(":")[0],
+    }
     if not is_stream:
         return JSONResponse(completion, headers=headers)
 
