@@ -19,6 +19,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"width": 4, "window": 3, "alternatives": 2},
         {"width": 4, "warmup": 1, "window": 2, "keep_ratio": 0.3, "measure": "tail"},
     ],
+    "gen_select": [{"width": 3, "max_reply_tokens": 5}],
     "beam": [{"width": 4}, {"width": 5, "keep": 1}],
     "rebase": [{"width": 6}, {"width": 5, "softmax_temperature": 0.05}],
     "ets": [
