@@ -21,6 +21,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
     "gen_select": [{"width": 3, "max_reply_tokens": 5}],
     "beam": [{"width": 4}, {"width": 5, "keep": 1}],
+    "dvts": [{"width": 6}, {"width": 5, "subtrees": 2, "choose": "best"}],
+    "mcts": [
+        {"width": 5, "children": 3},
+        {"width": 4, "children": 2, "batch": 1, "backup": "max", "choose": "visits"},
+        {"width": 4, "children": 3, "exploration": 2.0, "choose": "vote", "max_depth": 2},
+    ],
     "rebase": [{"width": 6}, {"width": 5, "softmax_temperature": 0.05}],
     "ets": [
         {"width": 6},
