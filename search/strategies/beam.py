@@ -24,8 +24,8 @@ class BeamParams(Params):
         default=None,
         ge=1,
         le=1024,
-        description="Branches kept at every level; the square root of `width`, rounded up, by "
-        "default.",
+        description="Fixed width: so many branches are kept at every level. Left out, √N width: "
+        "the square root of `width`, rounded up.",
     )
     aggregate: Aggregate = Field(
         default="last", description="How the values of a branch's steps become one."
@@ -35,13 +35,18 @@ class BeamParams(Params):
         default=None, ge=1, le=65536, description="Longest step; the model's own by default."
     )
 
+    @property
+    def num_kept(self) -> int:
+        """Branches kept at every level, by the rule that was asked for."""
+        return self.keep or math.ceil(math.sqrt(self.width))
+
 
 @dataclass(frozen=True)
 class Beam:
     """At every level keep the best branches and draw `width` next steps from them.
 
     Source: the `beam_search` baseline of ETS (arXiv 2502.13575, reference code): ceil(√N) branches
-    are kept, finished ones use up width.
+    are kept, or a fixed number (`keep`, its `fixedwidth`); finished ones use up width.
     Differs: the remaining width is spread evenly and exactly, best branches first, where the
     original draws ceil(B / keep) from each and so exceeds it; the best finished branch is
     returned.
@@ -55,7 +60,6 @@ class Beam:
 
     async def run(self, search: Search) -> Outcome:
         """Expand, judge, keep the best; the answer is the best that ended by itself."""
-        keep = self.params.keep or math.ceil(math.sqrt(self.params.width))
         how = search.stepwise(self.params.max_step_tokens)
         await search.score(search.given)
         ended = search.usable(search.given)
@@ -72,7 +76,7 @@ class Beam:
             children = search.usable(children)
             ended += [one for one in children if one.finish is not None]
             ranked = self._ranked(search, [one for one in children if one.finish is None])
-            beam = ranked[: min(keep, max(0, self.params.width - len(ended)))]
+            beam = ranked[: min(self.params.num_kept, max(0, self.params.width - len(ended)))]
             search.prune(ranked[len(beam) :], "not among the best")
             if not beam:
                 break
