@@ -20,6 +20,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"width": 4, "warmup": 1, "window": 2, "keep_ratio": 0.3, "measure": "tail"},
     ],
     "gen_select": [{"width": 3, "max_reply_tokens": 5}],
+    "auto": [{"width": 6, "look": 2}, {"width": 5, "look": 3, "tree": "none", "hard_below": 0.9}],
     "beam": [{"width": 4}, {"width": 5, "keep": 1}],
     "dvts": [{"width": 6}, {"width": 5, "subtrees": 2, "choose": "best"}],
     "mcts": [
