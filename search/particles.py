@@ -19,6 +19,15 @@ from search.select import Aggregate, aggregated
 Resampling: TypeAlias = Literal["systematic", "stratified", "residual", "multinomial"]
 """How ancestors are drawn; the four differ in variance, not in the mean number of copies."""
 
+Weighting: TypeAlias = Literal["odds_prefix", "raw_softmax", "incremental"]
+"""What a particle's log-weight is.
+
+`odds_prefix`: log-odds of the prefix's reward, read anew at every step; what the published codes
+do. `raw_softmax`: the reward itself, as the paper's Algorithm 1 has it; nearly uniform.
+`incremental`: the sum of log r over the steps since the last resampling, proper sequential Monte
+Carlo, where no step counts twice.
+"""
+
 ODDS_FLOOR: Final = 1e-7
 """Rewards are clipped to [floor, 1 - floor]; the value of its_hub."""
 
@@ -44,6 +53,25 @@ def log_weight(steps: Sequence[float], how: Aggregate, floor: float = ODDS_FLOOR
         return log_odds(aggregated(steps, how), floor)
     total = sum(math.log(min(max(one, floor), 1 - floor)) for one in steps)
     return total - math.log(-math.expm1(total))
+
+
+def log_increment(reward: float, floor: float = ODDS_FLOOR) -> float:
+    """What one step adds to the log-weight in sequential Monte Carlo: log r, of r in 0..1."""
+    return math.log(min(max(reward, floor), 1.0))
+
+
+def carried(log_weight: float, drawn_with: float, count: int) -> float:
+    """The log-weight of a copy, so that all copies together count what their ancestor did.
+
+    Expected copies are `count` times `drawn_with`; whatever the draw favoured is taken back here,
+    so that sums over the particles stay unbiased under any tempering or look-ahead.
+
+    Args:
+        log_weight: Of the ancestor.
+        drawn_with: Its probability in the draw, above 0.
+        count: Particles drawn.
+    """
+    return log_weight - math.log(count * drawn_with)
 
 
 def softmax(log_weights: Sequence[float], temperature: float = 1.0) -> list[float]:
