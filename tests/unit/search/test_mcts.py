@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from search.base import Outcome
+from search.budget import Limits
 from search.run import Result, Run
-from tests.search_harness import request
+from search.search import Search
+from tests.search_harness import TryOut, request
 from tests.toy_engine import END, ToyEngine, ToyJudge
 
 
@@ -112,3 +115,20 @@ async def test_judges_of_other_ranges(bounds: tuple[float, float]) -> None:
     _, result = await run_of(judge, width=200, children=12)
     finished: list[Any] = [one.score for one in result.candidates if one.finish_reason == "stop"]
     assert result.score == max(finished)
+
+
+async def test_given_answers_compete(try_out: TryOut) -> None:
+    async def body(search: Search) -> Outcome:
+        mine = await search.expand(search.root, 3)
+        params = {"width": 2, "children": 2, "exploration": 0.0}
+        outcome = await search.delegate("mcts", params, Limits(), given=mine, last=True)
+        assert set(mine) <= {one.branch for one in outcome.candidates}
+        best = max(mine, key=any_answer)
+        assert outcome.chosen is best
+        return outcome
+
+    def any_answer(branch: Any) -> float:
+        return any_value(branch.text)
+
+    judge = ToyJudge(lambda text: any_value(text) if len(text) == 6 else 0.0)
+    await try_out(body, ToyEngine(lines), judge)
