@@ -25,7 +25,7 @@ class Member(Protocol):
     """Somebody who computes."""
 
     def turn(self) -> bool:
-        """Do one step; whether there was anything to do. Must not raise."""
+        """Do one step; whether there was anything to do. Must not raise: all members would stop."""
 
 
 class ComputeThread:

@@ -134,22 +134,35 @@ class Scheduler:
                 self._grow(branch)
         return [branch for branch in ready if branch in self.running]
 
-    def sealed_prompt(self, sequence: Sequence) -> tuple[int, int] | None:
+    def short_page(self, sequence: Sequence) -> tuple[int, int] | None:
+        """A page to copy, (source, destination), before `seal_prompt`; None where there is none.
+
+        A prompt's short last page is published as a copy, so that the sequence's own pages stay one
+        run, which attention reads in place. The destination is the sequence's own until then.
+        """
+        ledger, size = self._ledger, self._size
+        full, rest = divmod(sequence.computed - len(sequence.nodes) * size, size)
+        if not rest or not (sequence.reserved or ledger.available > 0):
+            return None
+        page = (
+            ledger.take_apart()
+            if ledger.available > 0
+            else ledger.use([sequence.reserved.pop()])[0]
+        )
+        sequence.own.append(page)
+        return sequence.own[full], page
+
+    def seal_prompt(self, sequence: Sequence, *, has_copy: bool) -> None:
         """Publish the pages of a prompt that has just been run, so that siblings find them.
 
-        Returns:
-            A page to copy: a short last page is published as a copy, so that the sequence's own
-            pages stay one run, which attention reads in place.
+        Args:
+            sequence: Whose prompt.
+            has_copy: Whether its last page is the copy of its short one, from `short_page`.
         """
         ledger, size = self._ledger, self._size
         self.version += 1  # it draws from now on, whether or not a page is published
-        if not sequence.own:
-            return None
+        copy = sequence.own.pop() if has_copy else None
         full = sequence.computed // size - len(sequence.nodes)
-        rest = sequence.computed % size
-        short = rest and (sequence.reserved or ledger.available > 0)
-        if full == 0 and not short:
-            return None
         parent = sequence.nodes[-1] if sequence.nodes else None
         at = len(sequence.nodes) * size
         end = at + full * size
@@ -157,22 +170,13 @@ class Scheduler:
             sequence.tenant, parent, tuple(sequence.tokens[at:end]), sequence.own[:full]
         )
         sequence.own = sequence.own[full:]
-        copy = None
-        if short:
+        if copy is not None:
             above = nodes[-1] if nodes else parent
-            page = (
-                ledger.take_apart()
-                if ledger.available > 0
-                else ledger.use([sequence.reserved.pop()])[0]
-            )
             ledger.lock_path(above)  # one more than the sequence's: sealing passes it to the tail
             tokens = tuple(sequence.tokens[end : sequence.computed])
-            (tail,) = ledger.seal(sequence.tenant, above, tokens, [page])
-            if tail.page == page:
-                copy = (sequence.own[0], page)
+            (tail,) = ledger.seal(sequence.tenant, above, tokens, [copy])
             ledger.unlock_path(tail)
         self._set_nodes(sequence, [*sequence.nodes, *nodes])
-        return copy
 
     def retire(self, sequence: Sequence, *, keep: int) -> None:
         """Stop running `sequence`; its first `keep` computed tokens become cache.

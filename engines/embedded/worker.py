@@ -103,6 +103,7 @@ class Worker:
         self._batch_version = -1
         self._has_cancelled = False
         self.is_closed = False
+        self._jobs: set[Job] = set()  # with unfinished sequences
         self._news: dict[Job, None] = {}
         self.tokens_computed = 0
         self._compute = compute
@@ -119,6 +120,8 @@ class Worker:
                 raise EngineClosed("the engine is closed")
             job.sequences = sequences
             job.unfinished = len(sequences)
+            if sequences:
+                self._jobs.add(job)
             for sequence in sequences:
                 self._scheduler.submit(sequence)
         self._compute.wake()
@@ -148,6 +151,14 @@ class Worker:
 
     def turn(self) -> bool:
         """One step of whatever runs; False when there is nothing to do."""
+        try:
+            return self._turn()
+        except Exception as err:
+            _log.exception("the engine's books are wrong; it cannot go on")
+            self._die(EngineClosed(f"the engine failed and cannot go on: {err}"))
+            return False
+
+    def _turn(self) -> bool:
         with self._ledger.lock:
             if self._has_cancelled:
                 self._has_cancelled = False
@@ -210,9 +221,15 @@ class Worker:
                 if not sequence.pending:
                     self._finish_reading(sequence)
             elif sequence.pending == 1:
-                with self._ledger.lock:
-                    copy = self._scheduler.sealed_prompt(sequence)
-                self._pool.copy([copy] if copy else [])
+                self._publish(sequence)
+
+    def _publish(self, sequence: Run) -> None:
+        """Let siblings find a prompt that has just been run; nothing is found that is not there."""
+        with self._ledger.lock:
+            copy = self._scheduler.short_page(sequence)
+        self._pool.copy([copy] if copy else [])
+        with self._ledger.lock:
+            self._scheduler.seal_prompt(sequence, has_copy=copy is not None)
 
     def _decode(self, branches: list[Branch]) -> None:
         batch = self._decode_batch(branches)
@@ -297,6 +314,8 @@ class Worker:
             job: GenerateJob | ReadJob = sequence.job
             job.unfinished -= 1
             self._news[job] = None
+            if not job.unfinished:
+                self._jobs.discard(job)
 
     def _fail(self, error: EngineError) -> None:
         """Drop everything that runs or waits, telling each job why; needs the lock."""
@@ -305,6 +324,17 @@ class Worker:
             if isinstance(sequence, Branch | Reading):
                 sequence.job.error = error
             self._settle(sequence)
+
+    def _die(self, error: EngineClosed) -> None:
+        """Tell everyone and leave the thread; pages are not counted any more."""
+        self._compute.leave(self)
+        with self._ledger.lock:
+            self.is_closed = True
+            for job in self._jobs:
+                job.error, job.unfinished = error, 0
+                self._news[job] = None
+            self._jobs.clear()
+        self._flush()
 
     def _flush(self) -> None:
         """Wake the jobs that have news."""

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from engines.base import Continuation, Delta, Prefix, Sampling, TokenIds
+from engines.base import Continuation, Delta, Health, Prefix, Sampling, TokenIds
 from engines.embedded.engine import EmbeddedEngine
 from engines.embedded.jobs import ReadRequest
 from engines.errors import (
@@ -250,6 +250,7 @@ async def test_a_failed_forward_reaches_everyone_who_runs_and_nobody_else(
     await require_serving(engine, expected)
 
 
+@pytest.mark.parametrize("is_warm", [True, False])
 @pytest.mark.parametrize("what", ["copy", "logits", "plan"])
 async def test_other_parts_may_fail_too(
     engine: EmbeddedEngine,
@@ -257,8 +258,11 @@ async def test_other_parts_may_fail_too(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     what: str,
+    is_warm: bool,
 ) -> None:
-    await children(engine, PROMPT, LONG, SEEDS)  # warm, so that pages are copied
+    """Warm, pages of the cache are copied at the start; cold, the prompt's last page at its end."""
+    if is_warm:
+        await children(engine, PROMPT, LONG, SEEDS)
     runtime = engine._runtime
     owner = {"copy": runtime.pool, "logits": runtime.decoder, "plan": runtime.worker._planner}[what]
 
@@ -273,6 +277,34 @@ async def test_other_parts_may_fail_too(
         prefix.release()
     assert "a step of the engine failed" in caplog.text
     await require_serving(engine, expected)
+
+
+async def test_broken_books_end_everything_and_nobody_waits(
+    engine: EmbeddedEngine,
+    tiny: Path,
+    expected: list[TokenIds],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What cannot even be cleaned up ends this engine, and no other on the same thread."""
+
+    def broken(*args: Any) -> None:
+        raise Broken("the books")
+
+    other = open_tiny(tiny)
+    prefix = await engine.open(PROMPT)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._runtime.worker._planner, "plan", broken)
+        patch.setattr(engine._runtime.ledger, "give", broken)
+        with pytest.raises(EngineClosed, match="the books"):
+            await exhaust(engine, prefix)
+    assert engine.health is Health.DEAD
+    assert "cannot go on" in caplog.text
+    with pytest.raises(EngineClosed):
+        await engine.score(prefix, PROMPT)
+    done = await children(other, PROMPT, LONG, SEEDS)
+    assert [child.token_ids for child in done] == expected
+    await other.aclose()
 
 
 async def test_closing_the_engine_ends_what_runs(tiny: Path) -> None:

@@ -76,7 +76,8 @@ class Desk:
                     scheduler.retire(sequence, keep=len(sequence.tokens))
                     scheduler._unlock(sequence)
             elif sequence.pending == 1:
-                scheduler.sealed_prompt(sequence)
+                copy = scheduler.short_page(sequence)
+                scheduler.seal_prompt(sequence, has_copy=copy is not None)
         drawn = scheduler.decode()
         for branch in drawn:
             assert branch.computed < (len(branch.nodes) + len(branch.own)) * P
@@ -315,7 +316,8 @@ def test_a_prompt_that_cannot_be_published_still_changes_the_batch() -> None:
     while branch.pending > 1:
         branch.computed += 1
     before = desk.scheduler.version
-    assert desk.scheduler.sealed_prompt(branch) is None
+    assert desk.scheduler.short_page(branch) is None
+    desk.scheduler.seal_prompt(branch, has_copy=False)
     assert desk.scheduler.version > before
 
 
