@@ -18,6 +18,7 @@ from search.branch import Branch, Slot, Step
 __all__ = [
     "Branch",
     "Chosen",
+    "Drawn",
     "Failed",
     "Pruned",
     "Record",
@@ -102,7 +103,30 @@ class Selected:
     is_solved: bool
 
 
-Record: TypeAlias = Scored | Pruned | Resampled | Chosen | Failed | Selected
+@dataclass(frozen=True)
+class Drawn:
+    """What a resampling of particles started from, and what it kept.
+
+    Attributes:
+        depth: Steps done.
+        particles: Those that took part.
+        effective_size: What they were worth, 1..`particles`, before annealing.
+        entropy: Of their weights, over its maximum.
+        temperature: What the log-weights were divided by in the draw.
+        ancestors: Distinct particles drawn.
+        first_steps: Distinct first steps among what was drawn; 1 is a collapse.
+    """
+
+    depth: int
+    particles: int
+    effective_size: float
+    entropy: float
+    temperature: float
+    ancestors: int
+    first_steps: int
+
+
+Record: TypeAlias = Scored | Pruned | Resampled | Chosen | Failed | Selected | Drawn
 
 
 @dataclass(frozen=True)
@@ -141,7 +165,7 @@ class _Picture:
             self.chosen = list(data["branches"])
             for number in self.chosen:
                 self.nodes[number]["state"] = "chosen"
-        elif event.kind == "selected":
+        elif event.kind in ("selected", "drawn"):
             self.selections.append(data)
         elif event.kind == "ended":
             self.stop_reason = data["stop_reason"]

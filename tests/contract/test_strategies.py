@@ -38,6 +38,16 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"width": 4},
         {"width": 5, "finished_policy": "compete", "resampling": "multinomial", "choose": "vote"},
         {"width": 4, "resample_trigger": 0.5, "resampling": "residual", "choose": "sample"},
+        {"width": 4, "mode": "reference", "weights": "incremental", "choose": "vote"},
+    ],
+    "particle_gibbs": [
+        {"width": 3, "iterations": 2},
+        {"width": 3, "iterations": 3, "mode": "reference", "weights": "incremental"},
+    ],
+    "entropic_particle_filter": [
+        {"width": 4, "annealing": "bisect"},
+        {"width": 4, "lookahead": "product"},
+        {"width": 4, "lookahead": "mean", "reuse_successor": False, "weights": "incremental"},
     ],
 }
 SUBJECTS = [
