@@ -93,7 +93,16 @@ async def test_inner_narrowing_spares_the_outer_branches(try_out: TryOut) -> Non
 
 @pytest.mark.parametrize(
     "name",
-    ["best_of_n", "self_consistency", "adaptive_consistency", "beam", "dvts", "rebase", "ets"],
+    [
+        "best_of_n",
+        "self_consistency",
+        "adaptive_consistency",
+        "gen_select",
+        "beam",
+        "dvts",
+        "rebase",
+        "ets",
+    ],
 )
 async def test_given_branches_are_candidates_already_paid_for(try_out: TryOut, name: str) -> None:
     judge = ToyJudge(lambda text: {"abc": 0.2, "abd": 0.9, "xyz": 0.5}[text])
