@@ -210,6 +210,18 @@ async def test_doors_in_their_order() -> None:
         assert both["bough"]["resolved"] == "single"
 
 
+async def test_what_a_strategy_decided_is_said() -> None:
+    settings = echo_settings(cache={"responses": True})
+    async with serving(settings) as app, client_of(app) as client:
+        for _ in range(2):  # the second comes from the cache
+            response = await client.post(CHAT, json=body(bough={"strategy": "auto"}, seed=7))
+            assert response.headers["x-bough-strategy"] == "auto"
+            told = response.json()["bough"]
+            assert told["strategy"] == "auto"
+            assert told["resolved"].startswith("auto: stop, ")
+        assert told["cached"]
+
+
 async def test_a_width_that_nobody_asked_for_stays_within_the_limit() -> None:
     model = {
         "engine": {"kind": "echo"},
