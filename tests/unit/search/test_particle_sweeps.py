@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from search.base import Outcome
+from search.budget import Limits
 from search.run import Result, Run
-from tests.search_harness import request
+from search.search import Search
+from tests.search_harness import TryOut, request
 from tests.toy_engine import END, ToyEngine, ToyJudge
 
 FILTERS = ("particle_filter", "particle_gibbs", "entropic_particle_filter")
@@ -201,3 +204,20 @@ async def test_ragged_sweeps_end(mode: str) -> None:
             best = max(one["score"] for one in tree["nodes"] if one["finish"])
             if mode == "fixed":
                 assert result.answers[0].score == best
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize("policy", ["absorb", "compete"])
+async def test_given_answers_take_places(name: str, policy: str, try_out: TryOut) -> None:
+    async def body(search: Search) -> Outcome:
+        mine = await search.expand(search.root, 3)
+        params = {"width": 5, "finished_policy": policy}
+        outcome = await search.delegate(name, params, Limits(), given=mine)
+        steps = [one for one in search.tree.branches if one.depth == 1 and one not in mine]
+        assert len(steps) == 2 + 4 * (name == "particle_gibbs")
+        assert set(mine) <= {one.branch for one in outcome.candidates}
+        few = await search.delegate(name, {**params, "width": 2}, Limits(), given=mine)
+        assert set(mine) <= {one.branch for one in few.candidates}
+        return outcome
+
+    await try_out(body, ToyEngine(lines), ToyJudge(many_a))
