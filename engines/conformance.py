@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from engines.base import (
     Capability,
+    ChecksSampling,
     Constraint,
     Continuation,
     Engine,
@@ -403,6 +405,11 @@ async def what_is_not_declared_is_refused(trial: Trial) -> None:
         if name not in declared:
             refused = await _raises(UnsupportedByEngine, call)
             require(refused, f"{name} is not declared but was not refused")
+    if isinstance(trial.engine, ChecksSampling):
+        for name, how in ((Capability.DRAFTER, drafting), (Capability.CONSTRAINT, constrained)):
+            with suppress(UnsupportedByEngine):
+                trial.engine.check_sampling(how)
+                require(name in declared, f"{name} is not declared but passed check_sampling")
 
 
 async def hidden_states_are_rows(trial: Trial) -> None:

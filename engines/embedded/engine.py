@@ -113,7 +113,7 @@ class EmbeddedEngine:
     ) -> AsyncIterator[Delta | Continuation]:
         """See `Engine.sample`."""
         claim = self._own(prefix)
-        self._check(how)
+        self.check_sampling(how)
         if seeds is None:
             root = secrets.randbits(64) if how.seed is None else how.seed
             seeds = [root, *(mix(root, i) for i in range(1, n))]
@@ -143,6 +143,22 @@ class EmbeddedEngine:
                 await self._runtime.worker.cancel(job)
             finally:  # whoever cancels twice still leaks nothing
                 self._discard(job)
+
+    def check_sampling(self, how: Sampling) -> None:
+        """See `ChecksSampling.check_sampling`."""
+        for name in ("drafter", "constraint"):
+            if getattr(how, name) is not None:
+                raise UnsupportedByEngine(name, self.info.model_id, "leave it out")
+        size = self.info.vocab_size
+        for token in (*how.logit_bias, *how.ban_ids):
+            if not 0 <= token < size:
+                raise UnsupportedByEngine(
+                    "logit_bias", self.info.model_id, f"token {token} is not in 0 … {size - 1}"
+                )
+        if len(how.ban_ids | (self.info.eos_ids if how.min_tokens else frozenset())) >= size:
+            raise UnsupportedByEngine(
+                "ban_ids", self.info.model_id, f"all {size} tokens are banned: allow some"
+            )
 
     async def extend(self, pairs: Sequence[tuple[Prefix, TokenIds]]) -> list[Prefix]:
         """See `Engine.extend`; the new tokens are computed when they are first needed."""
@@ -252,21 +268,6 @@ class EmbeddedEngine:
         if prefix.is_released:
             raise ValueError("the prefix was released; fork it before releasing to go on using it")
         return prefix
-
-    def _check(self, how: Sampling) -> None:
-        for name in ("drafter", "constraint"):
-            if getattr(how, name) is not None:
-                raise UnsupportedByEngine(name, self.info.model_id, "leave it out")
-        size = self.info.vocab_size
-        for token in (*how.logit_bias, *how.ban_ids):
-            if not 0 <= token < size:
-                raise UnsupportedByEngine(
-                    "logit_bias", self.info.model_id, f"token {token} is not in 0 … {size - 1}"
-                )
-        if len(how.ban_ids | (self.info.eos_ids if how.min_tokens else frozenset())) >= size:
-            raise UnsupportedByEngine(
-                "ban_ids", self.info.model_id, f"all {size} tokens are banned: allow some"
-            )
 
     def _limit(self, claim: PageClaim, how: Sampling) -> tuple[int, Finish | None]:
         """Length at which generation stops; with a reason when that is now."""
