@@ -12,6 +12,7 @@ from statistics import NormalDist
 from typing import Any
 
 import pytest
+from scipy.stats import binomtest
 
 from search.base import Outcome
 from search.branch import Branch
@@ -19,7 +20,7 @@ from search.filtering import Cloud
 from tests.search_harness import result_of
 from tests.toy_engine import END, ToyEngine, ToyJudge, answers_of
 
-RUNS, ALPHA = 160, 1e-5
+RUNS, ALPHA = 120, 1e-5
 FAMILY = 7 * 10  # variants of this test, each with at most so many answers
 
 
@@ -88,7 +89,7 @@ async def test_incremental_weights_are_unbiased(
 ) -> None:
     """Each mean lies within z standard errors of gamma.
 
-    z is the two-sided normal quantile of ALPHA / FAMILY, so that with 160 runs, where means are
+    z is the two-sided normal quantile of ALPHA / FAMILY, so that with 120 runs, where means are
     close to normal, a sound filter fails with probability 1e-5 or so (at most 1e-3 if the tails
     of the means are a hundred times heavier than the normal's).
     """
@@ -115,3 +116,25 @@ async def test_incremental_weights_are_unbiased(
         assert abs(mean - target) < quantile * spread
     # sharp enough that weights which count a step twice would fail
     assert quantile * spread < 0.35 * sum(exact.values())
+
+
+async def test_gibbs_sweeps_come_to_the_posterior() -> None:
+    """The likeliest answer is drawn as often as the posterior says; after one sweep too rarely.
+
+    A sound sampler fails with probability 1e-4, and by what six sweeps leave of the first bias.
+    """
+    exact, runs = gamma(), 150
+    likeliest = max(exact, key=exact.__getitem__)
+    share = exact[likeliest] / sum(exact.values())
+    engine, judge = ToyEngine(table), ToyJudge(value)
+    pvalues = []
+    for iterations in (6, 1):
+        params: dict[str, Any] = {"iterations": iterations, "width": 3, "mode": "reference"}
+        params |= {"weights": "incremental", "choose": "sample"}
+        drawn = [
+            (await result_of(engine, "particle_gibbs", params, judge=judge, seed=seed)).answers[0]
+            for seed in range(runs)
+        ]
+        hits = sum(one.content == likeliest for one in drawn)
+        pvalues.append(binomtest(hits, runs, share).pvalue)
+    assert pvalues[0] > 1e-4 > pvalues[1]
