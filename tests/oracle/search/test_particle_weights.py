@@ -20,7 +20,7 @@ from search.filtering import Cloud
 from tests.search_harness import result_of
 from tests.toy_engine import END, ToyEngine, ToyJudge, answers_of
 
-RUNS, ALPHA = 120, 1e-5
+RUNS, ALPHA = 160, 1e-5
 FAMILY = 7 * 10  # variants of this test, each with at most so many answers
 
 
@@ -89,7 +89,7 @@ async def test_incremental_weights_are_unbiased(
 ) -> None:
     """Each mean lies within z standard errors of gamma.
 
-    z is the two-sided normal quantile of ALPHA / FAMILY, so that with 120 runs, where means are
+    z is the two-sided normal quantile of ALPHA / FAMILY, so that with 160 runs, where means are
     close to normal, a sound filter fails with probability 1e-5 or so (at most 1e-3 if the tails
     of the means are a hundred times heavier than the normal's).
     """
