@@ -99,7 +99,16 @@ def _server(app: FastAPI, settings: Settings) -> uvicorn.Server:
         server_header=False,
         timeout_graceful_shutdown=settings.shutdown_grace_s,
     )
+    logging.getLogger("uvicorn.error").addFilter(_one_line_for_a_stop)
     return uvicorn.Server(config)
+
+
+def _one_line_for_a_stop(record: logging.LogRecord) -> bool:
+    """What the stop cut off has been told so (`server.sse`); its traceback says nothing more."""
+    if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+        record.msg, record.args = "a request was cut off by the server's stop", ()
+        record.exc_info = record.exc_text = None
+    return True
 
 
 async def _serve(

@@ -133,7 +133,7 @@ class EventStream(Response):
         # proxies that buffer would turn a stream back into one late answer
         plain = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         self.init_headers({**plain, **(headers or {})})
-        self._has_begun = False
+        self._has_begun = self._has_ended = False
         self._is_quiet = True
         self._turn = asyncio.Lock()
 
@@ -148,7 +148,7 @@ class EventStream(Response):
                 body.result()
         except asyncio.CancelledError:  # the server stops
             await _stop(body, beat)
-            if self._has_begun:
+            if self._has_begun and not self._has_ended:
                 await self._send(send, self._farewell, more=False)
             raise
         finally:
@@ -165,6 +165,7 @@ class EventStream(Response):
             async for piece in frames:
                 self._is_quiet = False
                 await self._send(send, piece)
+        self._has_ended = True
         await self._send(send, b"", more=False)
 
     async def _beat(self, send: Send) -> None:

@@ -77,6 +77,10 @@ def test_a_signal_cancels_what_runs_after_the_grace() -> None:
             *_, last = filter(None, lines)
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
         assert server.wait(30) == 0
+        assert server.stderr is not None
+        said = server.stderr.read()
+        assert "Traceback" not in said
+        assert "cut off by the server's stop" in said
 
 
 def test_an_unstreamed_request_is_told_that_the_server_stops() -> None:
