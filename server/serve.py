@@ -122,6 +122,9 @@ async def _serve(
             # connections queue in the socket from here on, and are answered when the loop is free
             announce(f"http://{f'[{host}]' if ':' in host else host}:{port}")
             await going
+            if server.force_exit:  # asked a second time; uvicorn leaves the requests running then
+                for task in server.server_state.tasks:
+                    task.cancel()
 
 
 @contextmanager

@@ -83,6 +83,23 @@ def test_a_signal_cancels_what_runs_after_the_grace() -> None:
         assert "cut off by the server's stop" in said
 
 
+def test_a_second_interrupt_does_not_wait_for_the_grace() -> None:
+    with process("--shutdown_grace_s", "600") as (server, client):
+        with client.stream("POST", "/v1/chat/completions", json=long_answer()) as response:
+            lines = response.iter_lines()
+            while '"content":"x"' not in next(lines):
+                pass
+            server.send_signal(signal.SIGINT)
+            assert server.stderr is not None
+            while "force quit" not in server.stderr.readline():
+                pass
+            server.send_signal(signal.SIGINT)
+            *_, last = filter(None, lines)
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "shutting_down"
+        assert server.wait(30) == 0
+        assert "Traceback" not in server.stderr.read()
+
+
 def test_an_unstreamed_request_is_told_that_the_server_stops() -> None:
     with process("--shutdown_grace_s", "1") as (server, client):
         with ThreadPoolExecutor(1) as pool:
