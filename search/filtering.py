@@ -32,7 +32,7 @@ from search.particles import (
 )
 from search.ranking import worth
 from search.search import Search
-from search.select import Aggregate, aggregated, order_by_vote, vote
+from search.select import Aggregate, order_by_vote, vote
 from search.tree import Drawn, Resampled
 
 _FLOOR: Final = 5e-6  # half a unit of the rounding of values: nothing is known beyond it
@@ -76,8 +76,8 @@ class FilterParams(Params):
         le=100,
         description="Of the log-weights at resampling; larger is flatter.",
     )
-    aggregate: Aggregate = Field(
-        default="last", description="How the values of a particle's steps become its reward."
+    aggregate: Aggregate | None = Field(
+        default=None, description="How the values of a particle's steps become its reward."
     )
     finished_policy: Literal["absorb", "compete"] = Field(
         default="absorb",
@@ -352,15 +352,15 @@ class Cloud:
         if self._params.weights == "incremental":
             return accumulated
         if self._params.weights == "raw_softmax":
-            return aggregated(self._search.step_values(particle), self._params.aggregate)
+            return self._search.worth(particle, self._params.aggregate)
         return self._odds(particle)
 
     def _odds(self, particle: Branch) -> float:
         """The odds of its reward; a judge that does not stay in 0..1 gives log-odds itself."""
         steps = self._search.step_values(particle)
         if self._gives_odds:
-            return aggregated(steps, self._params.aggregate)
-        return log_weight(steps, self._params.aggregate, _FLOOR)
+            return self._search.worth(particle, self._params.aggregate)
+        return log_weight(steps, self._search.aggregate(self._params.aggregate), _FLOOR)
 
     def _newest(self, particle: Branch, parent: Branch) -> float:
         """Log r of the steps that a particle has and its parent has not.

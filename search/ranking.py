@@ -10,17 +10,17 @@ from search.answers import extract_answer
 from search.base import Outcome, Ranked
 from search.branch import Branch
 from search.search import Search
-from search.select import Aggregate, aggregated, order_by_vote, vote
+from search.select import Aggregate, order_by_vote, vote
 
 
-def worth(search: Search, branch: Branch, how: Aggregate) -> float | None:
+def worth(search: Search, branch: Branch, how: Aggregate | None) -> float | None:
     """What the judge's values of a branch's steps come to; None without any."""
-    value = aggregated(search.step_values(branch), how)
+    value = search.worth(branch, how)
     return None if math.isnan(value) else value
 
 
 async def by_vote(
-    search: Search, ended: Sequence[Branch], others: Sequence[Branch], how: Aggregate
+    search: Search, ended: Sequence[Branch], others: Sequence[Branch], how: Aggregate | None
 ) -> Outcome:
     """Every branch that ended by itself votes with its worth; the rest only where none did."""
     voters = [one for one in ended if one.is_finished]
@@ -35,7 +35,7 @@ async def by_vote(
 
 
 def by_worth(
-    search: Search, ended: Sequence[Branch], others: Sequence[Branch], how: Aggregate
+    search: Search, ended: Sequence[Branch], others: Sequence[Branch], how: Aggregate | None
 ) -> Outcome:
     """Most worth first, those that ended by themselves before the others, ties as given."""
     ranked = [

@@ -40,6 +40,7 @@ from search.extending import extend
 from search.jobs import Job
 from search.judging import Judging
 from search.outcomes import first_of, nothing_produced, visible_first
+from search.select import Aggregate, aggregated
 from search.steps import seed_of
 from search.tree import Branch, Pruned
 from search.workbench import Workbench
@@ -221,6 +222,14 @@ class Search:
         judging = self._bench.judging
         found = judging.values.get(branch.id) if judging else None
         return (found.steps or (found.value,)) if found else ()
+
+    def aggregate(self, wanted: Aggregate | None) -> Aggregate:
+        """How step values become one: as asked for, else as the judge's authors do it."""
+        return wanted or (self.judge.aggregate if self.judge else "last")
+
+    def worth(self, branch: Branch, how: Aggregate | None = None) -> float:
+        """What `step_values` come to, by `aggregate`; NaN without any."""
+        return aggregated(self.step_values(branch), self.aggregate(how))
 
     async def next_tokens(self, branches: Sequence[Branch], *, mass: float) -> list[NextTokens]:
         """Per branch, the likeliest next tokens that hold `mass` of the probability."""

@@ -17,7 +17,7 @@ from search.branch import Branch
 from search.budget import Limited, Limits
 from search.first_look import FirstLook, Stated, relative_confidences
 from search.search import Search
-from search.select import Aggregate, Group, aggregated
+from search.select import Aggregate, Group
 from search.steps import split_steps
 from search.voting import groups_of, ranked_by, tally
 
@@ -47,8 +47,8 @@ class AutoParams(Params):
         description="The tree for hard questions; it needs a judge of steps and an engine that "
         "continues text. Without them more samples are drawn.",
     )
-    aggregate: Aggregate = Field(
-        default="last", description="How the values of an answer's steps become one."
+    aggregate: Aggregate | None = Field(
+        default=None, description="How the values of an answer's steps become one."
     )
 
 
@@ -145,7 +145,7 @@ class Auto:
         params: dict[str, Any] = {"width": self.params.width}
         if name == "adaptive_consistency":
             params["threshold"] = self.params.threshold
-        else:
+        elif self.params.aggregate is not None:
             params["aggregate"] = self.params.aggregate
         if name == "self_consistency":
             params["vote"] = "weighted"
@@ -155,7 +155,7 @@ class Auto:
 
     def _probability(self, search: Search, branch: Branch) -> float:
         """The judge's value as a probability; one outside 0 to 1 is a log-odds."""
-        value = aggregated(search.step_values(branch), self.params.aggregate)
+        value = search.worth(branch, self.params.aggregate)
         judge = search.judge
         if judge is not None and (judge.low < 0 or judge.high > 1):
             return float(expit(value))

@@ -13,7 +13,7 @@ from search.answers import ANSWER_PHRASES
 from search.base import Outcome, Params, Ranked
 from search.branch import Branch
 from search.search import Search
-from search.select import Aggregate, aggregated, spread
+from search.select import Aggregate, spread
 
 
 class BeamParams(Params):
@@ -27,8 +27,8 @@ class BeamParams(Params):
         description="Fixed width: so many branches are kept at every level. Left out, √N width: "
         "the square root of `width`, rounded up.",
     )
-    aggregate: Aggregate = Field(
-        default="last", description="How the values of a branch's steps become one."
+    aggregate: Aggregate | None = Field(
+        default=None, description="How the values of a branch's steps become one."
     )
     max_depth: int = Field(default=25, ge=1, le=1000, description="Levels.")
     max_step_tokens: int | None = Field(
@@ -90,4 +90,4 @@ class Beam:
         return sorted(branches, key=lambda one: -self._value(search, one))
 
     def _value(self, search: Search, branch: Branch) -> float:
-        return aggregated(search.step_values(branch), self.params.aggregate)
+        return search.worth(branch, self.params.aggregate)

@@ -10,15 +10,15 @@ from pydantic import Field
 from engines.base import Capability
 from search.base import Outcome, Params, Ranked
 from search.search import Search
-from search.select import Aggregate, aggregated
+from search.select import Aggregate
 
 
 class BestOfNParams(Params):
     """Parameters of `best_of_n`."""
 
     width: int = Field(default=8, ge=1, le=1024, description="Answers to draw and judge.")
-    aggregate: Aggregate = Field(
-        default="last",
+    aggregate: Aggregate | None = Field(
+        default=None,
         description="How the values of an answer's steps become one, with a judge that values "
         "every step: the last, the smallest, their product or their mean.",
     )
@@ -40,8 +40,7 @@ class BestOfN:
         samples = [*search.given, *await search.expand(search.root, fresh, last=True)]
         await search.score(samples)
         ranked = [
-            Ranked(one, aggregated(search.step_values(one), self.params.aggregate))
-            for one in search.usable(samples)
+            Ranked(one, search.worth(one, self.params.aggregate)) for one in search.usable(samples)
         ]
         # An answer that was cut competes only when none ended by itself.
         ranked.sort(key=lambda one: (not one.branch.is_finished, -(one.score or 0.0)))

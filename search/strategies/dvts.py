@@ -30,8 +30,8 @@ class DvtsParams(Params):
         description="Independent subtrees, at most `width`; the square root of `width`, rounded "
         "up, by default.",
     )
-    aggregate: Aggregate = Field(
-        default="last", description="How the values of a branch's steps become one."
+    aggregate: Aggregate | None = Field(
+        default=None, description="How the values of a branch's steps become one."
     )
     choose: Literal["vote", "best"] = Field(
         default="vote",

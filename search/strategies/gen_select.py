@@ -14,7 +14,7 @@ from search.base import Outcome, Params
 from search.branch import Branch
 from search.errors import BudgetExhausted
 from search.search import Search
-from search.select import INVALID, Aggregate, aggregated
+from search.select import INVALID, Aggregate
 from search.selection import named_candidate, question_overhead, selection_question
 from search.voting import groups_of, ranked_by
 
@@ -33,8 +33,8 @@ class GenSelectParams(Params):
     max_reply_tokens: int = Field(
         default=512, ge=1, le=65536, description="Longest reply to the question which is best."
     )
-    aggregate: Aggregate = Field(
-        default="last",
+    aggregate: Aggregate | None = Field(
+        default=None,
         description="Weight of a vote where the model picks none and there is a judge: how the "
         "values of an answer's steps become one.",
     )
@@ -104,7 +104,7 @@ class GenSelect:
         return search.outcome(ranked_by(await groups_of(voters, weights), voters, weights))
 
     def _weight(self, search: Search, branch: Branch) -> float:
-        return aggregated(search.step_values(branch), self.params.aggregate)
+        return search.worth(branch, self.params.aggregate)
 
     def _shown(self, search: Search, best_first: list[Branch]) -> list[Branch]:
         """As many of the candidates as fit, in the order they were drawn; no text twice."""

@@ -48,8 +48,8 @@ class MctsParams(Params):
         description="The answer: of the highest value, down the most visited branches, or by a "
         "vote weighted with the values.",
     )
-    aggregate: Aggregate = Field(
-        default="last", description="How the values of a branch's steps become one."
+    aggregate: Aggregate | None = Field(
+        default=None, description="How the values of a branch's steps become one."
     )
     max_depth: int = Field(default=25, ge=1, le=1000, description="Steps of a branch.")
     max_step_tokens: int | None = Field(

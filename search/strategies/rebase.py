@@ -27,8 +27,8 @@ class RebaseParams(Params):
     softmax_temperature: float = Field(
         default=0.2, gt=0, le=100, description="Of the rewards; smaller is greedier."
     )
-    aggregate: Aggregate = Field(
-        default="last",
+    aggregate: Aggregate | None = Field(
+        default=None,
         description="Weight of a vote: how the values of an answer's steps become one.",
     )
     max_depth: int = Field(default=25, ge=1, le=1000, description="Levels.")

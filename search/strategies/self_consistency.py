@@ -11,7 +11,7 @@ from engines.base import Capability
 from search.base import Outcome, Params
 from search.branch import Branch
 from search.search import Search
-from search.select import Aggregate, aggregated
+from search.select import Aggregate
 from search.voting import groups_of, ranked_by
 
 
@@ -23,8 +23,8 @@ class SelfConsistencyParams(Params):
         default="majority",
         description="Every answer counts once, or as much as the reward model values it.",
     )
-    aggregate: Aggregate = Field(
-        default="last",
+    aggregate: Aggregate | None = Field(
+        default=None,
         description="Weighted votes only: how the values of an answer's steps become one.",
     )
 
@@ -62,4 +62,4 @@ class SelfConsistency:
     def _weight(self, search: Search, branch: Branch) -> float:
         if not self.needs_judge:
             return 1.0
-        return aggregated(search.step_values(branch), self.params.aggregate)
+        return search.worth(branch, self.params.aggregate)

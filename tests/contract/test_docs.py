@@ -155,11 +155,17 @@ def section(text: str, title: str) -> str:
     return rest.partition("\n## ")[0]
 
 
+def documented_parameters(name: str) -> dict[str, str]:
+    """Default by parameter, those of the strategy that the section builds on included."""
+    text = section(page("strategies.md"), name)
+    own = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|", text, re.MULTILINE))
+    base = re.search(r"^Parameters are those of `(\w+)`, and:", text, re.MULTILINE)
+    return {**(documented_parameters(base[1]) if base else {}), **own}
+
+
 @pytest.mark.parametrize("name", list(load("bough.strategies")))
 def test_every_strategy_parameter_is_documented_with_its_default(name: str) -> None:
-    rows = dict(
-        re.findall(r"^\| `(\w+)` \| (.+?) \|", section(page("strategies.md"), name), re.MULTILINE)
-    )
+    rows = documented_parameters(name)
     fields = load("bough.strategies")[name].Params.model_fields
     assert set(rows) == set(fields)
     for parameter, field in fields.items():

@@ -357,6 +357,10 @@ async def test_process_and_outcome_judges_both_serve() -> None:
         result = await result_of(engine, "best_of_n", params, judge=judge)
         assert result.answers[0].content == best
         assert judge.batches == [2]  # equal answers are judged once
+        judge = ToyJudge(values.__getitem__)
+        judge.info = replace(judge.info, aggregate=how)
+        result = await result_of(engine, "best_of_n", {"width": 8}, judge=judge)
+        assert result.answers[0].content == best, "its authors' way is the default"
     judge = ToyJudge(values.__getitem__, RewardKind.OUTCOME)
     result = await result_of(engine, "best_of_n", {"width": 8, "aggregate": "prod"}, judge=judge)
     assert (result.answers[0].content, result.score) == ("aa\nb\n", 0.9)
