@@ -8,7 +8,7 @@ certain, and at a small margin it is a seeded source of noisy, often invalid UTF
 banned or must wait for `min_tokens`, the message is repeated.
 
 It has no cache: nothing is shared, nothing is ever hit, and a claim counts as the pages that its
-own tokens would fill. It has no tools, schedules, drafters, constraints or hidden states.
+own tokens would fill. It has no tools, drafters, constraints or hidden states.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ class EchoEngine:
                     Capability.TOKENS,
                     Capability.LOGPROBS,
                     Capability.NEXT_LOGPROBS,
+                    Capability.SCHEDULE,
                     Capability.SEED,
                 }
             ),
@@ -292,7 +293,7 @@ class EchoEngine:
 
     def check_sampling(self, how: Sampling) -> None:
         """See `ChecksSampling.check_sampling`."""
-        for name in ("schedule", "drafter", "constraint"):
+        for name in ("drafter", "constraint"):
             if getattr(how, name) is not None:
                 raise UnsupportedByEngine(
                     name, self.info.model_id, "the echo engine has none; leave it out"

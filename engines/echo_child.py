@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from engines.base import (
     Continuation,
     Delta,
@@ -112,7 +114,10 @@ class EchoChild:
         if position < self._how.min_tokens:
             barred |= self._stop_ids
         weighed = shaped(logits, self._how, ids, self.claim.response_start, barred)
-        token = draw(weighed, self._how, uniform_of(self._seed, position))
+        how = self._how
+        if how.schedule is not None:
+            how = replace(how, temperature=how.schedule.temperature(position))
+        token = draw(weighed, how, uniform_of(self._seed, position))
         if token in self._stop_ids:
             self._overrun = (token,)
             self._end(Finish.STOP_TOKEN, token, len(self._logps))
