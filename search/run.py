@@ -6,10 +6,18 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from engines.base import Capability, ChatMessage, Engine, Prompt, Sampling, prompt_size
+from engines.base import (
+    Capability,
+    ChatMessage,
+    Engine,
+    Prefix,
+    Prompt,
+    Sampling,
+    prompt_size,
+)
 from reward_models.base import RewardModel
 from search.base import Outcome, StopReason
 from search.branch import Branch
@@ -18,8 +26,10 @@ from search.claims import ClaimBook
 from search.errors import BrokenContract
 from search.growth import Grower
 from search.judging import Judging
+from search.pilot import pilot_lengths
 from search.registry import body_of, check_fit, check_sampling, make_strategy
 from search.result import Answer, Result, TreeStats, answer_of, distinct, measure
+from search.schedules import Unsized
 from search.search import Body, Search
 from search.streaming import Agreement, Piece
 from search.tree import Chosen, SearchTree
@@ -46,6 +56,8 @@ class RunRequest:
         tenant: Whose request it is.
         answers: Distinct answers wanted back, best first; at least 1.
         prompt: The messages as the engine renders them, where somebody rendered them already.
+        unsized: In place of the sampling's schedule, one that is sized by a pilot of this run;
+            the result's `resolved` says what it came to.
     """
 
     strategy: str
@@ -58,6 +70,7 @@ class RunRequest:
     tenant: str = ""
     answers: int = 1
     prompt: Prompt | None = None
+    unsized: Unsized | None = None
 
 
 _Item: TypeAlias = Piece | Result | BaseException
@@ -96,7 +109,7 @@ class Run:
     ) -> None:
         self._strategy = make_strategy(request.strategy, request.params)
         check_fit(self._strategy, engine.info, judge)
-        check_sampling(self._strategy, engine, request.sampling)
+        check_sampling(self._strategy, engine, _nominal(request, engine))
         self.request = request
         self.tree = SearchTree()
         self.budget = Budget(request.limits, clock=clock)
@@ -176,6 +189,7 @@ class Run:
                 root = await self._engine.open(prompt, tenant=self.request.tenant)
                 bench.claims.open(self.tree.root, root)
             self.tree.prompt_tokens = prompt_size(root)
+            await self._size(bench, root)
             search = Search(bench, self.budget, others=self._other)
             outcome = await search.carry_out(self._strategy.run)
             self.tree.prompt_tokens = prompt_size(root)  # an upstream counts when it answers
@@ -184,6 +198,23 @@ class Run:
         finally:
             await bench.aclose()
         return self._result(bench, outcome, stats)
+
+    async def _size(self, bench: Workbench, root: Prefix) -> None:
+        """Make a schedule of one that is to follow the length of the answers."""
+        unsized, sampling = self.request.unsized, self.request.sampling
+        if unsized is None:
+            return
+        lengths = await pilot_lengths(
+            self._engine,
+            root,
+            sampling,
+            n=unsized.pilot,
+            seed=self.request.seed,
+            budget=self.budget,
+        )
+        schedule = unsized.sized(lengths)
+        bench.sampling = replace(sampling, schedule=schedule)
+        bench.notes[f"decay_tokens {schedule.decay_tokens}"] = None
 
     def _other(self, name: str, params: Mapping[str, Any]) -> Body:
         """The coroutine of a strategy that this one delegates to."""
@@ -254,3 +285,11 @@ class Run:
         if request.sampling.seed is not None and not has_seed:
             bench.ignored["seed"] = None
         return bench
+
+
+def _nominal(request: RunRequest, engine: Engine) -> Sampling:
+    """The sampling as far as it is known before the run: what an engine may refuse of it."""
+    if request.unsized is None:
+        return request.sampling
+    schedule = request.unsized.sized([engine.info.context_tokens])
+    return replace(request.sampling, schedule=schedule)

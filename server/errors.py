@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from engines import errors as engine_errors
+from engines.base import Capability
 from reward_models import errors as reward_errors
 from search import errors as search_errors
 from stores import errors as store_errors
@@ -194,6 +195,10 @@ def _gone(code: str, message: str) -> Row:
 
 
 def _option(error: engine_errors.UnsupportedByEngine) -> str | None:
+    if isinstance(error.capability, Capability):
+        return "bough.strategy"  # what requires a capability; options go by their names
+    if error.capability == "schedule":
+        return "bough.schedule"
     if error.capability == "ban_ids":
         return "ignore_eos"  # what asks for it on the wire
     return str(error.capability) if error.capability in _OPTIONS else "bough.strategy"

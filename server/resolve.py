@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from engines.base import ChatMessage, Prompt, Sampling
@@ -17,6 +17,7 @@ from engines.errors import ContextLengthExceeded
 from reward_models.base import RewardModel
 from search.budget import Limits
 from search.run import RunRequest
+from search.schedules import Annealed, Unsized
 from server import wire
 from server.catalog import Catalog, Served
 from server.errors import InvalidRequest
@@ -26,6 +27,9 @@ from server.wire import Bough, Budget, ChatRequest, Return
 _MAX_DRAWN_SEED: Final = 2**31
 _MESSAGE_CHARS: Final = 32
 """What a template makes of a message beside its content takes about as long as so much text."""
+
+_SIZING: Final = ("floor_ratio", "pilot")
+"""Of a schedule: what sizes a decay that is not given."""
 
 _MAX_INLINE_CHARS: Final = 16_384
 """Longer conversations are rendered in a thread: tokenising them would hold up every stream."""
@@ -71,7 +75,7 @@ async def resolve(
         ModelNotFound: No such model.
         StrategyNotFound: No such strategy, in the body or as a suffix.
         RewardModelNotFound: No such reward model.
-        InvalidRequest: A value over the server's limits.
+        InvalidRequest: A value over the server's limits, or a schedule that warms up as it goes.
         ContextLengthExceeded: The prompt leaves no room for an answer.
         PromptError: The model's template refuses the messages.
     """
@@ -87,16 +91,21 @@ async def resolve(
     messages = tuple(_message(message) for message in request.messages)
     prompt = await _rendered(served, messages)
     seed = secrets.randbelow(_MAX_DRAWN_SEED) if request.seed is None else request.seed
+    schedule = _schedule(request)
     run = RunRequest(
         strategy=asked,
         params=params,
         messages=messages,
-        sampling=_sampling(request, served),
+        sampling=replace(
+            _sampling(request, served),
+            schedule=schedule if isinstance(schedule, Annealed) else None,
+        ),
         seed=seed,
         limits=_limits(bough.budget or Budget(), limits),
         run_id=run_id,
         answers=request.n or 1,
         prompt=prompt,
+        unsized=schedule if isinstance(schedule, Unsized) else None,
     )
     return Plan(
         wire=request,
@@ -210,6 +219,24 @@ def _sampling(request: ChatRequest, served: Served) -> Sampling:
     )
 
 
+def _schedule(request: ChatRequest) -> Annealed | Unsized | None:
+    """The schedule asked for; its warm-up has the request's temperature, and greedy has none."""
+    asked = _bough(request).schedule
+    if asked is None or request.temperature == 0:
+        return None
+    given = asked.model_dump(exclude_none=True, exclude={"kind"})
+    for name in _SIZING if asked.decay_tokens is not None else ():
+        given.pop(name, None)
+    base = _or(request.temperature, Sampling().temperature)
+    kind = Unsized if asked.decay_tokens is None else Annealed
+    try:
+        return kind(**given, base=base)
+    except ValueError as err:
+        raise InvalidRequest(
+            f"bough.schedule: {err}", code="invalid_value", param="bough.schedule.tau_min"
+        ) from err
+
+
 def _or(value: Any, other: Any) -> Any:
     return other if value is None else value
 
@@ -233,6 +260,12 @@ def _ignored(request: ChatRequest, served: Served) -> Iterator[str]:
     yield from wire.ignored(request)
     if request.ignore_eos and not served.engine.info.eos_ids:
         yield "ignore_eos"  # an upstream whose end tokens are not known cannot be kept from them
+    schedule = _bough(request).schedule
+    if schedule is not None and request.temperature == 0:
+        yield "bough.schedule"  # greedy is greedy at any temperature
+    elif schedule is not None and schedule.decay_tokens is not None:
+        given = (name for name in _SIZING if getattr(schedule, name) is not None)
+        yield from (f"bough.schedule.{name}" for name in given)
     both = (request.max_tokens, request.max_completion_tokens)
     if None not in both and both[0] != both[1]:
         yield "max_tokens"

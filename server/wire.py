@@ -28,6 +28,7 @@ _STRICT: Final = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_
 
 Count = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Positive = Annotated[int, Field(ge=1, le=MAX_SEED)]
+Temperature = Annotated[float, Field(gt=0, le=2)]
 
 
 class Budget(BaseModel):
@@ -50,6 +51,22 @@ class Return(BaseModel):
     events: bool | None = None
 
 
+class Schedule(BaseModel):
+    """Temperature by the position in the answer, for whatever strategy runs.
+
+    Without `decay_tokens` the run draws `pilot` answers first and sizes the schedule by them.
+    """
+
+    model_config = _STRICT
+    kind: Literal["annealed"]
+    tau_max: Temperature | None = None
+    tau_min: Temperature | None = None
+    decay_tokens: Annotated[float, Field(gt=0)] | None = None
+    warmup_tokens: Count | None = None
+    floor_ratio: Annotated[float, Field(gt=0)] | None = None
+    pilot: Annotated[int, Field(ge=1, le=64)] | None = None
+
+
 class Bough(BaseModel):
     """The one namespaced object of a request."""
 
@@ -58,7 +75,7 @@ class Bough(BaseModel):
     params: dict[str, Any] | None = None
     reward_model: Annotated[str, Field(min_length=1)] | None = None
     drafter: Any = None
-    schedule: Any = None
+    schedule: Schedule | None = None
     budget: Budget | None = None
     return_: Return | None = Field(default=None, alias="return")
     cache: bool | None = None
@@ -235,9 +252,8 @@ def _check_unsupported(request: ChatRequest) -> None:
         value = getattr(request, name)
         if value is not None and value not in harmless:
             raise _unsupported(name)
-    for name in ("drafter", "schedule"):
-        if request.bough is not None and getattr(request.bough, name) is not None:
-            raise _unsupported(f"bough.{name}")
+    if request.bough is not None and request.bough.drafter is not None:
+        raise _unsupported("bough.drafter")
 
 
 def _check_messages(messages: Sequence[Message]) -> None:
@@ -369,6 +385,7 @@ def _siblings(loc: tuple[int | str, ...]) -> list[str]:
         ("stream_options",): StreamOptions,
         ("bough",): Bough,
         ("bough", "budget"): Budget,
+        ("bough", "schedule"): Schedule,
         ("bough", "return"): Return,
     }
     above = tuple(part for part in loc[:-1] if isinstance(part, str))

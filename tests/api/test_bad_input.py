@@ -15,6 +15,12 @@ from engines.echo import EchoEngine, EchoOptions
 from engines.errors import UnsupportedByEngine
 from tests.api.harness import CHAT, body, client_of, echo_settings, serving
 
+
+def annealed(**fields: Any) -> dict[str, Any]:
+    """A request with a schedule that has these fields."""
+    return body(bough={"schedule": {"kind": "annealed", **fields}})
+
+
 ROWS: list[tuple[dict[str, Any], int, str, str | None]] = [
     (body(model="ecko"), 404, "model_not_found", "model"),
     (body(model="ecko:single"), 404, "model_not_found", "model"),
@@ -70,7 +76,19 @@ ROWS: list[tuple[dict[str, Any], int, str, str | None]] = [
     (body(bough={"budget": {"max_token": 5}}), 400, "unknown_parameter", "bough.budget.max_token"),
     (body(bough={"stratgy": "single"}), 400, "unknown_parameter", "bough.stratgy"),
     (body(bough={"drafter": "adaptive"}), 400, "unsupported_parameter", "bough.drafter"),
-    (body(bough={"schedule": {"kind": "x"}}), 400, "unsupported_parameter", "bough.schedule"),
+    (body(bough={"schedule": {"kind": "x"}}), 400, "invalid_value", "bough.schedule.kind"),
+    (body(bough={"schedule": {"kind": 3}}), 400, "invalid_type", "bough.schedule.kind"),
+    (body(bough={"schedule": {}}), 400, "missing_required_parameter", "bough.schedule.kind"),
+    (body(bough={"schedule": "annealed"}), 400, "invalid_type", "bough.schedule"),
+    (annealed(tau_max=2.1), 400, "invalid_value", "bough.schedule.tau_max"),
+    (annealed(tau_min=0), 400, "invalid_value", "bough.schedule.tau_min"),
+    (annealed(tau_min=1.3), 400, "invalid_value", "bough.schedule.tau_min"),
+    (annealed(decay_tokens=0), 400, "invalid_value", "bough.schedule.decay_tokens"),
+    (annealed(decay_tokens="slow"), 400, "invalid_type", "bough.schedule.decay_tokens"),
+    (annealed(warmup_tokens=-1), 400, "invalid_value", "bough.schedule.warmup_tokens"),
+    (annealed(floor_ratio=0), 400, "invalid_value", "bough.schedule.floor_ratio"),
+    (annealed(pilot=65), 400, "invalid_value", "bough.schedule.pilot"),
+    (annealed(tau_mx=1), 400, "unknown_parameter", "bough.schedule.tau_mx"),
     (body(bough=[]), 400, "invalid_type", "bough"),
     (body(temperature=99), 400, "invalid_value", "temperature"),
     (body(temperature=-0.1), 400, "invalid_value", "temperature"),

@@ -26,7 +26,7 @@ from server import errors, wire
 from server.app import create_app
 from server.metrics import Gauges, Metrics
 from server.settings import Settings
-from server.wire import Bough, Budget, ChatRequest, Message, Return, StreamOptions
+from server.wire import Bough, Budget, ChatRequest, Message, Return, Schedule, StreamOptions
 from tests.api.harness import echo_settings
 from tests.contract.test_strategies import judge, steps
 from tests.toy_engine import ToyEngine, ToyJudge
@@ -182,7 +182,7 @@ def test_every_request_field_is_documented() -> None:
     whole = {"bough", "budget", "return", "stream_options"}  # their own fields are listed
     for above, model in (parts | {"return.": Return}).items():
         assert {f"{above}{name}" for name in model.model_fields} - whole <= words
-    for model in (Bough, Message):
+    for model in (Bough, Message, Schedule):
         names = {field.alias or name for name, field in model.model_fields.items()}
         assert names - whole <= words
 

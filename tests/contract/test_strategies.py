@@ -2,18 +2,34 @@
 
 import math
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from engines.base import Sampling
-from search.conformance import CHECKS, Check, Subject
+from search.budget import Limits
+from search.conformance import (
+    CHECKS,
+    Check,
+    Subject,
+    budgets_hold,
+    same_seed_same_answer,
+    streaming_changes_nothing,
+)
 from search.plugins import load
+from search.run import RunRequest
+from search.schedules import Unsized
 from tests.toy_engine import END, ToyEngine, ToyJudge
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "best_of_n": [{"width": 4}, {"width": 3, "aggregate": "min"}],
     "self_consistency": [{"width": 4}, {"width": 4, "vote": "weighted"}],
+    "annealed": [
+        {"width": 4},
+        {"width": 3, "decay_tokens": 5.0, "warmup_tokens": 1, "choose": "weighted"},
+        {"width": 4, "pilot": 1, "choose": "best"},
+    ],
     "adaptive_consistency": [{"width": 5}, {"width": 4, "concurrency": 4, "threshold": 0.6}],
     "deep_confidence": [
         {"width": 4, "window": 3, "alternatives": 2},
@@ -67,6 +83,32 @@ def judge(text: str) -> float:
     """Any value, but the same for the same text; now and then none."""
     value = zlib.crc32(text.encode()) % 97
     return math.nan if value == 13 else value / 97
+
+
+WITH_A_SCHEDULE = (same_seed_same_answer, streaming_changes_nothing, budgets_hold)
+
+
+@pytest.mark.parametrize("check", WITH_A_SCHEDULE, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", list(load("bough.strategies")))
+async def test_laws_under_a_schedule(name: str, check: Check) -> None:
+    """Sized by a pilot, whose tokens are the budget's too."""
+    await check(
+        Scheduled(
+            name=name,
+            params=VARIANTS.get(name, [{}])[0],
+            make_engine=lambda: ToyEngine(steps, max_step_tokens=6),
+            make_judge=lambda: ToyJudge(judge),
+            sampling=Sampling(max_tokens=10),
+        )
+    )
+
+
+class Scheduled(Subject):
+    """A strategy under a schedule that the request names."""
+
+    def request(self, seed: int = 7, limits: Limits | None = None) -> RunRequest:
+        unsized = Unsized(tau_max=1.5, tau_min=0.5, warmup_tokens=2, pilot=2)
+        return replace(super().request(seed, limits), unsized=unsized)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

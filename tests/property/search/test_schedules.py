@@ -1,7 +1,6 @@
 """Annealed schedules: shape, pieces, and the same temperature however an answer is drawn."""
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -141,11 +140,11 @@ def test_chunks_change_nothing_on_the_toy_engine(seed: int, chunks: list[int], f
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch", reason="the embedded engine needs torch")
     from tests.embedded_models import VARIANTS, write_model
 
-    yield write_model(tmp_path_factory.mktemp("tiny"), VARIANTS[1])
+    return write_model(tmp_path_factory.mktemp("tiny"), VARIANTS[1])
 
 
 @given(st.integers(0, 2**32), CHUNKS, st.booleans())
