@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 from engines.base import Delta, TokenIds, TopLogps
@@ -47,11 +48,14 @@ class _Token(NamedTuple):
 
 @dataclass
 class _Flight:
-    """A child in flight: what it gained beyond the text and the tokens already decided."""
+    """A child in flight: what it gained beyond the text and the tokens already decided.
 
-    parent: int
+    `tokens` is None until they are first needed: most children never come to it.
+    """
+
+    parent: Branch
     text: str
-    tokens: list[_Token] = field(default_factory=list)
+    tokens: list[_Token] | None = None
     unsettled: list[_Token] = field(default_factory=list)
     unsettled_text: str = ""
     held: str = ""
@@ -65,7 +69,10 @@ class _Flight:
         self.unsettled_text += sure
         self.unsettled += _tokens(delta.token_ids, delta.logps, delta.top_logps)
 
-    def settle(self, decode: Decode) -> None:
+    def settle(self, decode: Decode, start: int) -> list[_Token]:
+        """The tokens behind the first `start` ones of the answer that surely belong to it."""
+        if self.tokens is None:
+            self.tokens = _tail_tokens(self.parent, start)
         # Tokens run ahead of the text while a stop string may be forming; they count once their
         # text is out, because only then do they surely belong to the answer.
         ids = tuple(one.token for one in self.unsettled)
@@ -75,7 +82,8 @@ class _Flight:
                 self.tokens += self.unsettled[:size]
                 self.unsettled = self.unsettled[size:]
                 self.unsettled_text = self.unsettled_text[covered:]
-                return
+                break
+        return self.tokens
 
 
 class Agreement:
@@ -98,7 +106,7 @@ class Agreement:
         self._promised: set[int] = set()
         self._excluded: set[int] = set()
         self._in_scope: dict[int, bool] = {root.id: True}
-        self._tail: tuple[str, list[_Token]] | None = None
+        self._tail: str | None = None
         self.text = ""
         self.num_tokens = 0
 
@@ -111,11 +119,7 @@ class Agreement:
         parent = slot.parent.id
         self._in_scope[slot.id] = self._in_scope[parent]
         self._num_flying[parent] = self._num_flying.get(parent, 0) + 1
-        self._flights[slot.id] = _Flight(
-            parent,
-            slot.parent.text_from(len(self.text)),
-            _tail_tokens(slot.parent, self.num_tokens),
-        )
+        self._flights[slot.id] = _Flight(slot.parent, slot.parent.text_from(len(self.text)))
         self._update(parent)
 
     def gain(self, slot: Slot, delta: Delta) -> None:
@@ -158,7 +162,7 @@ class Agreement:
         allowed = frozenset(branch.id for branch in branches)
         for number in list(self._in_scope) if among is None else list(among):
             flight = self._flights.get(number)
-            anchor = self._known[flight.parent if flight else number]
+            anchor = flight.parent if flight else self._known[number]
             if not anchor.descends_from(allowed):
                 self._in_scope[number] = False
                 self._update(number)
@@ -201,34 +205,28 @@ class Agreement:
 
     def _counts(self, number: int) -> bool:
         """Whether a child in flight is a candidate that its parent does not stand for."""
-        return self._in_scope[number] and self._flights[number].parent not in self._static
+        return self._in_scope[number] and self._flights[number].parent.id not in self._static
 
     @property
     def _is_blocked(self) -> bool:
-        return bool(self._static) and not self._static_tail()[0]
+        return bool(self._static) and not self._static_text()
 
-    def _static_tail(self) -> tuple[str, list[_Token]]:
+    def _static_text(self) -> str:
+        """What the branches that stand for themselves agree on; there is at least one."""
         if self._tail is None:
-            branches = self._static.values()
-            text = _common_text([one.text_from(len(self.text)) for one in branches])
-            tokens: list[list[_Token]] = []
-            if text:
-                tokens = [_tail_tokens(one, self.num_tokens) for one in branches]
-            self._tail = text, _common_tokens(tokens)
+            start = len(self.text)
+            self._tail = _common_text(one.text_from(start) for one in self._static.values())
         return self._tail
 
     def _advance(self) -> None:
         flights = [one for number, one in self._flights.items() if self._counts(number)]
-        texts = [flight.text for flight in flights]
-        if self._static:
-            texts.append(self._static_tail()[0])
-        decided = _common_text(texts) if texts else ""
+        standing = [self._static_text()] if self._static else []
+        decided = _common_text(chain(standing, (flight.text for flight in flights)))
         if not decided:
             return
-        tokens = [self._static_tail()[1]] if self._static else []
+        tokens = [_tail_tokens(one, self.num_tokens) for one in self._static.values()]
         for flight in flights:
-            flight.settle(self._decode)
-            tokens.append(flight.tokens)
+            tokens.append(flight.settle(self._decode, self.num_tokens))
         self._commit(decided, _common_tokens(tokens))
 
     def _commit(self, text: str, tokens: list[_Token]) -> None:
@@ -239,7 +237,8 @@ class Agreement:
         self._tail = None
         for flight in self._flights.values():
             flight.text = flight.text[len(text) :]
-            flight.tokens = flight.tokens[len(tokens) :]
+            if flight.tokens is not None:
+                flight.tokens = flight.tokens[len(tokens) :]
         self._emit(_piece(text, tokens))
 
 
@@ -269,8 +268,14 @@ def _common_tokens(tails: list[list[_Token]]) -> list[_Token]:
     return tails[0][: _num_shared([[one.token for one in tail] for tail in tails])]
 
 
-def _common_text(texts: list[str]) -> str:
-    return texts[0][: _num_shared(texts)]
+def _common_text(texts: Iterable[str]) -> str:
+    """The common beginning; most often nothing, which the first two already tell."""
+    common: str | None = None
+    for text in texts:
+        common = text if common is None else common[: _num_shared((common, text))]
+        if not common:
+            return ""
+    return common or ""
 
 
 def _num_shared(sequences: Sequence[Any]) -> int:
