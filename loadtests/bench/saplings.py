@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from engines.base import Continuation, Engine, Sampling
@@ -20,6 +20,7 @@ from reward_models.base import Candidate, RewardModel
 from reward_models.process import open_judge
 from search.budget import Limits
 from search.run import Result, Run, RunRequest
+from search.tree import SearchTree
 
 GENERATOR: Final = "sapling-sums"
 JUDGE: Final = "sapling-prm"
@@ -35,6 +36,31 @@ class Saplings:
     engine: EmbeddedEngine
     judge: RewardModel
 
+    async def search(
+        self,
+        problem: sums.Problem,
+        strategy: str,
+        params: Mapping[str, Any],
+        seed: int,
+        *,
+        tenant: str = "",
+        sampling: Mapping[str, Any] | None = None,
+    ) -> tuple[Result, SearchTree]:
+        """One run to its end. Answers may have 256 tokens; no other limit."""
+        how = Sampling(max_tokens=_MAX_TOKENS, tenant=tenant)
+        request = RunRequest(
+            strategy=strategy,
+            params=params,
+            messages=tuple(messages_of(problem)),
+            sampling=replace(how, **(sampling or {})),
+            seed=seed,
+            limits=Limits(),
+            run_id=f"bench-{seed}",
+            tenant=tenant,
+        )
+        run = Run(request, engine=self.engine, judge=self.judge)
+        return await run.result(), run.tree
+
     async def ask(
         self,
         problem: sums.Problem,
@@ -43,18 +69,9 @@ class Saplings:
         seed: int,
         tenant: str = "",
     ) -> Result:
-        """One run to its end. Answers may have 256 tokens; no other limit."""
-        request = RunRequest(
-            strategy=strategy,
-            params=params,
-            messages=tuple(messages_of(problem)),
-            sampling=Sampling(max_tokens=_MAX_TOKENS, tenant=tenant),
-            seed=seed,
-            limits=Limits(),
-            run_id=f"bench-{seed}",
-            tenant=tenant,
-        )
-        return await Run(request, engine=self.engine, judge=self.judge).result()
+        """The result of `search` alone."""
+        result, _ = await self.search(problem, strategy, params, seed, tenant=tenant)
+        return result
 
     async def complete(
         self, messages: list[dict[str, str]], prefix: str, n: int, temperature: float
@@ -83,8 +100,11 @@ class Saplings:
 
 
 @asynccontextmanager
-async def open_saplings() -> AsyncIterator[Saplings]:
+async def open_saplings(**options: Any) -> AsyncIterator[Saplings]:
     """Load both; on leaving, check that nothing stayed claimed, and close both.
+
+    Args:
+        options: Of the generator's runtime, beside `OPTIONS`.
 
     Raises:
         BenchError: They are not bundled, or a claim leaked.
@@ -93,7 +113,7 @@ async def open_saplings() -> AsyncIterator[Saplings]:
     missing = {GENERATOR, JUDGE} - set(found)
     if missing:
         raise BenchError(f"{', '.join(sorted(missing))} not found in models/; run `make models`")
-    engine = open_engine(GENERATOR, str(found[GENERATOR]), OPTIONS)
+    engine = open_engine(GENERATOR, str(found[GENERATOR]), {**OPTIONS, **options})
     try:
         judge = open_judge(JUDGE, str(found[JUDGE]), OPTIONS)
         try:

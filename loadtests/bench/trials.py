@@ -1,4 +1,4 @@
-"""Many word problems under one strategy, a row each, resumable.
+"""Many problems under one strategy, a row each, resumable.
 
 A knob is a real number: a strategy of integer width 12.3 uses 13 on three problems in ten and 12
 on the others, chosen by the problem's number, so that strategies can be brought to equal cost.
@@ -9,17 +9,26 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from loadtests.bench.figures import Bench, Journal, code_hash
 from loadtests.bench.saplings import IN_FLIGHT, Saplings, seed_of
 from models.evaluate import held_out
 from models.tasks import sums
 from models.tasks.base import Split
+from search.run import Result
+from search.tree import SearchTree
+
+Problems: TypeAlias = Callable[[int], Sequence[sums.Problem]]
+"""The first so many problems."""
+Probe: TypeAlias = Callable[[sums.Problem, Result, SearchTree], Mapping[str, float]]
+"""More columns of a row."""
 
 _GOLDEN: Final = 0.6180339887498949
 
@@ -32,11 +41,13 @@ class Contender:
         strategy: Its name.
         width: The knob; may be fractional. 0 for a strategy without one.
         params: Its other parameters.
+        sampling: What differs from a plain answer: fields of `engines.base.Sampling`.
     """
 
     strategy: str
     width: float = 0.0
     params: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def params_at(self, index: int) -> dict[str, Any]:
         """Parameters for problem number `index`."""
@@ -49,55 +60,85 @@ class Contender:
     def __str__(self) -> str:
         """The knobs in words, for tables and journal keys."""
         width = {"width": round(self.width, 3)} if self.width else {}
-        knobs = {**width, **self.params}
+        knobs = {**width, **self.params, **self.sampling}
         return ", ".join(f"{name}={value}" for name, value in knobs.items()) or "none"
 
 
-@dataclass(frozen=True)
 class Rows:
-    """What a contender did on a list of problems, in their order.
+    """What a contender did on a list of problems, in their order; a float64 column a quantity.
 
-    Attributes:
-        right: Whether each answer was right, float64 0 or 1.
-        tokens: Generated tokens of each.
-        seconds: Wall time of each: from one completion to the next, so the sum is the whole's.
+    Args:
+        rows: From the journal; all have the same columns.
     """
 
-    right: np.ndarray[Any, np.dtype[np.float64]]
-    tokens: np.ndarray[Any, np.dtype[np.float64]]
-    seconds: np.ndarray[Any, np.dtype[np.float64]]
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._rows = rows
 
-    @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]]) -> Rows:
-        """Columns from journal rows."""
-        return cls(*(np.array([row[key] for row in rows], float) for key in _COLUMNS))
-
-    def first(self, count: int) -> Rows:
-        """The first so many problems."""
-        return Rows(self.right[:count], self.tokens[:count], self.seconds[:count])
+    def __getitem__(self, name: str) -> npt.NDArray[np.float64]:
+        """A column."""
+        return np.array([row[name] for row in self._rows], float)
 
     def __len__(self) -> int:
         """Number of problems."""
-        return len(self.right)
+        return len(self._rows)
 
+    @property
+    def right(self) -> npt.NDArray[np.float64]:
+        """Whether each answer was right, 0 or 1."""
+        return self["right"]
 
-_COLUMNS: Final = ("right", "tokens", "seconds")
+    @property
+    def tokens(self) -> npt.NDArray[np.float64]:
+        """Generated tokens of each."""
+        return self["tokens"]
+
+    @property
+    def seconds(self) -> npt.NDArray[np.float64]:
+        """Wall time of each: from one completion to the next, so the sum is the whole's."""
+        return self["seconds"]
+
+    def first(self, count: int) -> Rows:
+        """The first so many problems."""
+        return Rows(self._rows[:count])
 
 
 class Lab:
-    """Runs contenders on problems of one split and remembers every row."""
+    """Runs contenders on problems of one split and remembers every row.
 
-    def __init__(self, bench: Bench, saplings: Saplings, split: Split) -> None:
+    Args:
+        bench: Whose seed, folder and time.
+        saplings: The models.
+        split: Of the problems, unless `problems` draws them.
+        name: Of the journal; one name has one kind of problems, one judge and one `probe`.
+        problems: Draws the problems.
+        probe: More columns.
+        in_flight: Problems at a time.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        saplings: Saplings,
+        split: Split,
+        *,
+        name: str = "quality",
+        problems: Problems | None = None,
+        probe: Probe | None = None,
+        in_flight: int = IN_FLIGHT,
+    ) -> None:
         self._bench = bench
         self._saplings = saplings
-        self._split: Split = split
-        self._journal = Journal(bench.out / f"quality.{split}.jsonl")
-        self._problems: list[sums.Problem] = []
+        self._draw = problems or partial(held_out, seed=bench.seed, split=split)
+        self._probe = probe
+        self._in_flight = in_flight
+        self._journal = Journal(bench.out / f"{name}.{split}.jsonl")
+        self._problems: Sequence[sums.Problem] = []
 
     async def run(self, contender: Contender, indices: Iterable[int]) -> Rows | None:
         """All problems, some at a time; None when time ran out before the last one began."""
         wanted = list(indices)
-        self._draw(max(wanted) + 1)
+        if max(wanted) >= len(self._problems):
+            self._problems = self._draw(max(wanted) + 1)
         todo = [index for index in wanted if self._key(contender, index) not in self._journal.rows]
         before = time.perf_counter()
 
@@ -111,28 +152,27 @@ class Lab:
                 before = now
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(IN_FLIGHT, len(todo))):
+            for _ in range(min(self._in_flight, len(todo))):
                 group.create_task(worker())
         if todo:
             return None
-        return Rows.of([self._journal.rows[self._key(contender, index)] for index in wanted])
+        return Rows([self._journal.rows[self._key(contender, index)] for index in wanted])
 
     async def _one(self, contender: Contender, index: int) -> dict[str, Any]:
         problem = self._problems[index]
         seed = seed_of("quality", self._bench.seed, index)
         params = contender.params_at(index)
-        result = await self._saplings.ask(problem, contender.strategy, params, seed)
+        result, tree = await self._saplings.search(
+            problem, contender.strategy, params, seed, sampling=contender.sampling
+        )
         content = result.answers[0].content if result.answers else ""
         return {
             "right": sums.is_right(problem, content),
             "tokens": result.spent.generated_tokens,
             "content": content,
+            **(self._probe(problem, result, tree) if self._probe else {}),
         }
 
     def _key(self, contender: Contender, index: int) -> str:
         knobs = f"{contender.strategy}({contender})"
         return f"{knobs}:{self._bench.seed}:{index}:{code_hash()}"
-
-    def _draw(self, count: int) -> None:
-        if count > len(self._problems):
-            self._problems = held_out(count, self._bench.seed, self._split)

@@ -26,8 +26,7 @@ def test_a_contender_without_a_knob_has_its_other_parameters_only() -> None:
 
 
 def rows(right: list[int]) -> Rows:
-    column = np.array(right, float)
-    return Rows(column, column, column)
+    return Rows([{"right": one, "tokens": one, "seconds": one} for one in right])
 
 
 def test_z_is_the_paired_difference_over_its_standard_error() -> None:
@@ -46,15 +45,15 @@ class Answering:
         self.asked: list[tuple[str, Any]] = []
         self._stop_after = stop_after
 
-    async def ask(
-        self, problem: sums.Problem, strategy: str, params: Any, seed: int, tenant: str = ""
+    async def search(
+        self, problem: sums.Problem, strategy: str, params: Any, seed: int, *, sampling: Any
     ) -> Any:
         if self._stop_after is not None and len(self.asked) >= self._stop_after:
             raise RuntimeError("stopped")
         self.asked.append((strategy, params))
         answer = SimpleNamespace(content=f"The answer is {problem.answer}.")
         spent = SimpleNamespace(generated_tokens=10 * params.get("width", 1))
-        return SimpleNamespace(answers=(answer,), spent=spent)
+        return SimpleNamespace(answers=(answer,), spent=spent), SimpleNamespace(branches=[1, 2])
 
 
 async def test_rows_are_kept_in_order_and_not_asked_for_twice(tmp_path: Path) -> None:
@@ -70,6 +69,15 @@ async def test_rows_are_kept_in_order_and_not_asked_for_twice(tmp_path: Path) ->
     assert kept is not None
     assert kept.tokens.tolist() == got.tokens.tolist()
     assert again.asked == []
+
+
+async def test_a_probe_adds_columns(tmp_path: Path) -> None:
+    bench = Bench("quality", Options(tmp_path))
+    answering: Any = Answering()
+    lab = Lab(bench, answering, "test", probe=lambda _, __, tree: {"size": len(tree.branches)})
+    got = await lab.run(Contender("single"), range(3))
+    assert got is not None
+    assert got["size"].tolist() == [2, 2, 2]
 
 
 def sorted_calls(width: float, count: int) -> list[tuple[str, Any]]:
