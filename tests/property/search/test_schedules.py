@@ -139,6 +139,29 @@ def test_chunks_change_nothing_on_the_toy_engine(seed: int, chunks: list[int], f
     asyncio.run(check_chunks(ToyEngine(), seed, chunks, forks=forks))
 
 
+@pytest.mark.parametrize(
+    ("schedule", "plain"),
+    [
+        (Annealed(tau_max=1, tau_min=1), 1.0),
+        (Annealed(decay_tokens=1e300, warmup_tokens=0), 1.2),
+        (Annealed(tau_max=0.4, tau_min=0.4, warmup_tokens=5, base=0.4), 0.4),
+    ],
+    ids=["no drop", "no end", "cold"],
+)
+@given(seed=st.integers(0, 2**32), chunks=CHUNKS)
+@settings(max_examples=20, deadline=None)
+def test_a_flat_schedule_is_plain_sampling(
+    schedule: Annealed, plain: float, seed: int, chunks: list[int]
+) -> None:
+    async def check() -> None:
+        how = Sampling(max_tokens=30, temperature=plain)
+        asked = replace(how, temperature=1.0, schedule=schedule)
+        engine = ToyEngine()
+        assert await drawn(engine, asked, seed, chunks) == await drawn(engine, how, seed, chunks)
+
+    asyncio.run(check())
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("torch", reason="the embedded engine needs torch")

@@ -1,5 +1,6 @@
 """Examples B and D of the particle filtering specification, and laws of annealing."""
 
+import math
 import random
 
 import pytest
@@ -14,6 +15,10 @@ from search.entropic import (
     temperature,
 )
 from search.particles import effective_size, log_odds, resample, softmax
+from search.strategies.entropic_particle_filter import (
+    EntropicParticleFilter,
+    EntropicParticleFilterParams,
+)
 from tests.unit.search.test_particles import Scripted
 
 LOGS_B = [log_odds(one) for one in (0.999, 0.9, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)]
@@ -25,10 +30,14 @@ def test_the_collapsed_cloud() -> None:
     expected = [0.988611, 0.008906, 0.000990, 0.000660, 0.000424, 0.000247, 0.000110, 0.000052]
     assert weights == pytest.approx(expected, abs=1e-6)
     assert effective_size(weights) == pytest.approx(1.023089, abs=1e-6)
+    assert effective_size(weights) / 8 == pytest.approx(0.127886, abs=1e-6)
     assert normalised_entropy(weights) == pytest.approx(0.034583, abs=1e-6)
-    assert normalised_entropy(softmax([log_odds(x) for x in (0.9, 0.6, 0.5, 0.2)])) == (
-        pytest.approx(0.547219, abs=1e-6)
-    )
+
+
+def test_the_entropy_of_example_a() -> None:
+    entropy = normalised_entropy(softmax([log_odds(one) for one in (0.9, 0.6, 0.5, 0.2)]))
+    assert entropy == pytest.approx(0.547219, abs=1e-6)
+    assert entropy * math.log(4) == pytest.approx(0.758607, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +59,25 @@ def test_temperatures(step: int, ess: float, entropy: float, base: float, size: 
 def test_the_gate_is_strict_in_both() -> None:
     assert not is_collapsing(LOGS_B, 16 / 32, 0.5, 0.5)
     assert not is_collapsing([0.0] * 8, 0.0, 1.0, 0.5)  # ESS / N is 1
+    assert not is_collapsing([0.0, -1e3], 0.0, 0.5, 0.5)  # of two it is never below one half
+
+
+@pytest.mark.parametrize("how", ["ess", "entropy", "base"])
+def test_the_gate_of_the_strategy(how: Annealing) -> None:
+    """The table of the example, its last row included, with the strategy's own defaults."""
+    params = EntropicParticleFilterParams(annealing=how)
+    assert (params.ess_threshold, params.early_phase) == (0.5, 0.5)
+    heat = EntropicParticleFilter(params)._temperature
+    for step in (2, 8, 15):
+        assert heat(LOGS_B, step / 32) == temperature(LOGS_B, step / 32, how) > 1
+    assert heat(LOGS_B, 16 / 32) == 1
+    assert effective_size(softmax(LOGS_B, heat(LOGS_B, 16 / 32))) == (
+        pytest.approx(1.023089, abs=1e-6)
+    )
+
+
+def test_the_entropy_method_may_ask_for_more_than_there_are_particles() -> None:
+    assert temperature(LOGS_B, 1 / 32, "entropy") == pytest.approx(15.4, abs=0.05)
 
 
 def test_annealed_ancestors() -> None:
@@ -77,6 +105,7 @@ def test_annealing_only_flattens(how: Annealing) -> None:
         assert found >= 1
         plain = effective_size(softmax(logs))
         assert effective_size(softmax(logs, found)) >= plain * (1 - 1e-9)
+        assert math.fsum(softmax(logs, found)) == pytest.approx(1, abs=1e-12)
 
 
 def test_two_equal_particles_have_all_the_entropy() -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from search.base import Outcome
 from search.run import Result, Run
-from tests.search_harness import request, result_of
+from search.search import Search
+from tests.search_harness import TryOut, first, request, result_of
 from tests.toy_engine import END, ToyEngine, ToyJudge
 
 
@@ -74,6 +76,26 @@ async def test_one_particle_is_a_plain_sample() -> None:
         alone = await result_of(engine, "particle_filter", {"width": 1}, judge=judge, seed=seed)
         assert alone.spent.generated_tokens == len(alone.answers[0].content) + 1
         assert alone.tree.nodes == 6
+
+
+@pytest.mark.parametrize("name", ["particle_filter", "entropic_particle_filter"])
+async def test_one_particle_is_drawn_step_by_step_like_any_answer(
+    name: str, try_out: TryOut
+) -> None:
+    """Whatever the judge says and however its weights are tempered."""
+
+    async def plain(search: Search) -> Outcome:
+        branch = search.root
+        while branch.finish is None:
+            (branch,) = await search.expand(branch, 1, search.stepwise())
+        return first(search, [branch])
+
+    for seed in range(5):
+        alone = await result_of(
+            ToyEngine(lines), name, {"width": 1}, judge=ToyJudge(many_a), seed=seed
+        )
+        walked = await try_out(plain, ToyEngine(lines), seed=seed)
+        assert alone.answers[0].token_ids == walked.answers[0].token_ids
 
 
 async def test_finished_particles_keep_their_place() -> None:

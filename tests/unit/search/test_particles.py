@@ -10,11 +10,13 @@ import pytest
 from search.particles import (
     Resampling,
     effective_size,
+    log_increment,
     log_odds,
     log_weight,
     resample,
     softmax,
 )
+from search.select import Aggregate, aggregated
 
 REWARDS = (0.9, 0.6, 0.5, 0.2)
 SCHEMES: tuple[Resampling, ...] = ("systematic", "stratified", "residual", "multinomial")
@@ -39,13 +41,37 @@ def test_weights_are_odds() -> None:
     logs = [log_odds(one) for one in REWARDS]
     assert logs == pytest.approx([2.197225, 0.405465, 0, -1.386294], abs=1e-6)
     assert softmax(logs) == pytest.approx([36 / 47, 6 / 47, 4 / 47, 1 / 47], abs=1e-12)
+    assert softmax(logs) == pytest.approx([0.765957, 0.127660, 0.085106, 0.021277], abs=1e-6)
+    assert effective_size(softmax(logs)) == pytest.approx(2209 / 1349, abs=1e-12)
     assert effective_size(softmax(logs)) == pytest.approx(1.637509, abs=1e-6)
-    assert effective_size(softmax(list(REWARDS))) == pytest.approx(3.766523, abs=1e-6)
+
+
+def test_rewards_themselves_are_nearly_uniform_weights() -> None:
+    weights = softmax(REWARDS)
+    assert weights == pytest.approx([0.343912, 0.254776, 0.230531, 0.170781], abs=1e-6)
+    assert effective_size(weights) == pytest.approx(3.766523, abs=1e-6)
+
+
+def test_odds_of_the_prefix_count_a_step_again_and_again() -> None:
+    """Two answers whose products differ by 1.29 are 40 times apart after three draws."""
+    good, other = (0.9, 0.9, 0.9), (0.6, 0.95, 0.99)
+    assert math.prod(good) / math.prod(other) == pytest.approx(1.2919, abs=1e-4)
+    selected = [
+        sum(log_weight(steps[:end], "prod") for end in (1, 2, 3)) for steps in (good, other)
+    ]
+    assert math.exp(selected[0]) == pytest.approx(103.214, abs=5e-3)
+    assert math.exp(selected[1]) == pytest.approx(2.575, abs=5e-3)
+    assert math.exp(selected[0] - selected[1]) == pytest.approx(40.1, abs=0.05)
+    proper = [sum(map(log_increment, steps)) for steps in (good, other)]
+    assert math.exp(proper[0] - proper[1]) == pytest.approx(1.2919, abs=1e-4)
 
 
 def test_certain_rewards_have_finite_weights() -> None:
     assert log_odds(1.0) == pytest.approx(16.118096, abs=1e-6)
     assert log_odds(0.0) == pytest.approx(-16.118096, abs=1e-6)
+    machine = 2.2e-16  # the floor of the authors' code
+    assert log_odds(1.0, machine) == pytest.approx(36.04, abs=5e-3)
+    assert log_odds(0.0, machine) == pytest.approx(-36.04, abs=2e-2)
     assert log_odds(1.0, 5e-6) == pytest.approx(math.log((1 - 5e-6) / 5e-6))
 
 
@@ -65,11 +91,12 @@ def test_ancestors(scheme: Resampling, uniforms: Sequence[float], ancestors: lis
 
 
 @pytest.mark.parametrize(
-    ("how", "weight"),
-    [("prod", 0.772216), ("min", 1.386294), ("last", 2.944439)],
+    ("how", "value", "weight"),
+    [("prod", 0.684, 0.772216), ("min", 0.8, 1.386294), ("last", 0.95, 2.944439)],
 )
-def test_aggregation(how: str, weight: float) -> None:
-    assert log_weight((0.9, 0.8, 0.95), how) == pytest.approx(weight, abs=1e-6)  # type: ignore[arg-type]
+def test_aggregation(how: Aggregate, value: float, weight: float) -> None:
+    assert aggregated((0.9, 0.8, 0.95), how) == value
+    assert log_weight((0.9, 0.8, 0.95), how) == pytest.approx(weight, abs=1e-6)
 
 
 def test_long_products_keep_their_order() -> None:

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from engines.base import Sampling
+from engines.echo_model import draw, log_softmax
 from search.schedules import Annealed, Unsized, decay_for, from_decay_freq
 
 QUICK, SLOW = Annealed(decay_tokens=500), Annealed(decay_tokens=4000)
@@ -37,6 +39,9 @@ def test_landmarks() -> None:
     assert QUICK.floor_at == pytest.approx(370.968672, abs=1e-6)
     assert SLOW.one_at == pytest.approx(729.286227, abs=1e-6)
     assert SLOW.floor_at == pytest.approx(2967.749379, abs=1e-6)
+    unit = Annealed(decay_tokens=1)
+    assert unit.one_at == pytest.approx(0.1823, abs=5e-5)
+    assert unit.floor_at == pytest.approx(0.7419, abs=5e-5)
 
 
 def test_units_of_the_authors_code() -> None:
@@ -46,10 +51,23 @@ def test_units_of_the_authors_code() -> None:
     assert from_decay_freq(25, step=10_000) == 800_000
 
 
+def test_what_the_units_of_the_authors_code_come_to() -> None:
+    """Its trainer leaves the factor 20 out; and late in training nothing cools any more."""
+    assert Annealed(decay_tokens=from_decay_freq(25)).temperature(100) == (
+        pytest.approx(0.978597, abs=1e-6)
+    )
+    assert Annealed(decay_tokens=25).temperature(100) == 0.1
+    trained = {
+        step: Annealed(decay_tokens=from_decay_freq(25, step)) for step in (36, 37, 163, 164)
+    }
+    assert trained[36].floor_at < 3072 < trained[37].floor_at
+    assert trained[163].one_at < 3072 < trained[164].one_at
+
+
 def test_a_decay_sized_for_a_length() -> None:
     decay = decay_for(200, 1.2, 0.3)
     assert decay == pytest.approx(311.597, abs=1e-3)
-    assert round(decay / 20, 2) == 15.58
+    assert (round(decay / 20, 2), round(decay / 20)) == (15.58, 16)
     assert Annealed(tau_min=0.3, decay_tokens=decay).floor_at == pytest.approx(200)
 
 
@@ -73,20 +91,25 @@ def test_means(length: int, schedule: Annealed, mean: float) -> None:
 def test_what_a_temperature_does(
     tau: float, shares: tuple[float, ...], entropy: float | None, nucleus: int | None
 ) -> None:
+    """The shares that tokens are drawn with end where the example's sums do."""
     flat = Annealed(tau_max=tau, tau_min=tau, warmup_tokens=0)
-    scaled = np.exp(LOGITS / flat.temperature(7))
-    found = scaled / scaled.sum()
-    assert found == pytest.approx(shares, abs=1e-6)
+    how = Sampling(temperature=flat.temperature(7))
+    edge = 0.0
+    for token, share in enumerate(shares):
+        if share > 1e-5:
+            assert draw(LOGITS, how, edge + 3e-6) == token
+            assert draw(LOGITS, how, edge + share - 3e-6) == token
+        edge += share
     if entropy is not None:
-        assert -(found * np.log(found)).sum() == pytest.approx(entropy, abs=1e-6)
-        assert (np.cumsum(found) - found < 0.9).sum() == nucleus
+        assert -sum(one * math.log(one) for one in shares) == pytest.approx(entropy, abs=5e-6)
+        nuclear = Sampling(temperature=tau, top_p=0.9)
+        assert draw(LOGITS, nuclear, 1 - 1e-9) + 1 == nucleus
 
 
 def test_log_ratio_of_model_and_proposal() -> None:
-    plain = LOGITS - np.log(np.exp(LOGITS).sum())
-    hot = LOGITS / 1.2 - np.log(np.exp(LOGITS / 1.2).sum())
-    expected = (0.093703, -0.072964, -0.239630, -0.406297)
-    assert plain - hot == pytest.approx(expected, abs=1e-6)
+    hot = Annealed(tau_max=1.2, tau_min=1.2, warmup_tokens=0).temperature(0)
+    ratio = log_softmax(LOGITS) - log_softmax(LOGITS / hot)
+    assert ratio == pytest.approx((0.093703, -0.072964, -0.239630, -0.406297), abs=1e-6)
 
 
 def test_no_drop_is_plain_sampling() -> None:
@@ -110,6 +133,12 @@ def test_the_warm_up_has_the_requests_own_temperature() -> None:
     schedule = Annealed(base=0.7, warmup_tokens=3)
     assert [schedule.temperature(at) for at in (0, 2)] == [0.7, 0.7]
     assert schedule.temperature(3) > 1.19
+
+
+def test_at_the_end_of_the_warm_up_it_jumps_onto_the_curve() -> None:
+    for schedule, curve in ((QUICK, 1.179799), (SLOW, 1.197497)):
+        assert schedule.temperature(9) == 1 < schedule.temperature(10)
+        assert schedule.temperature(10) == pytest.approx(curve, abs=1e-6)
 
 
 def test_a_floor_inside_the_warm_up_waits_for_its_end() -> None:
