@@ -117,6 +117,27 @@ class VllmBackend:
         if self.health is Health.DEAD:
             raise EngineClosed(f"the vLLM engine of model {self._model_id!r} is gone")
 
+    def check(self, params: dict[str, Any], constraint: Constraint | None) -> None:
+        """Refuse now what vLLM would refuse in the middle of `run`: a broken grammar, say.
+
+        Args:
+            params: Of `SamplingParams`.
+            constraint: Read by vLLM's own parsers, which takes some milliseconds.
+
+        Raises:
+            UnsupportedByEngine: vLLM refuses the parameters.
+        """
+        config = self.config
+        try:
+            SamplingParams(structured_outputs=_grammar(constraint), **params).verify(
+                config.model_config,
+                config.speculative_config,
+                config.structured_outputs_config,
+                self.renderer.get_tokenizer(),
+            )
+        except (VLLMClientError, ValueError) as err:
+            raise self._refused(err, constraint) from err
+
     def stats(self) -> EngineStats:
         """Gauges and counters; without a request nothing is claimed, whatever was last told."""
         if not self._live:
@@ -166,8 +187,7 @@ class VllmBackend:
         except GracefulHTTPError as err:
             raise EngineOverloaded(self._model_id, _RETRY_AFTER_S) from err
         except VLLMClientError as err:
-            name = getattr(err, "parameter", None) or ("constraint" if constraint else "sampling")
-            raise UnsupportedByEngine(name, self._model_id, f"vLLM says: {err}") from err
+            raise self._refused(err, constraint) from err
         except EngineGenerateError as err:
             raise EngineError(f"vLLM failed on a request: {err.__cause__}") from err
         finally:
@@ -189,6 +209,10 @@ class VllmBackend:
         self._is_closed = True
         # On a CPU the core does not end by itself, and is waited for until it is killed.
         self._llm.shutdown(_CPU_GRACE_S if self._is_cpu else None)
+
+    def _refused(self, err: Exception, constraint: Constraint | None) -> UnsupportedByEngine:
+        name = getattr(err, "parameter", None) or ("constraint" if constraint else "sampling")
+        return UnsupportedByEngine(name, self._model_id, f"vLLM says: {err}")
 
     def _rank(self, prefix: TokenPrefix) -> int | None:
         """Branches of one prompt go where its blocks are: ranks share no cache."""

@@ -139,14 +139,12 @@ class VllmEngine:
         if seeds is not None and len(seeds) != n:
             raise ValueError(f"{len(seeds)} seeds for {n} children")
         maker = RequestMaker(
-            how,
-            self._needles,
-            self.info,
-            drafts=self._drafts,
-            position=claim.position,
+            how, self._needles, self.info, drafts=self._drafts, position=claim.position
         )
         children = [TokenChild(index, claim, how, self.info) for index in range(n)]
         chosen = child_seeds(how.seed, n) if seeds is None else seeds
+        if not children[0].is_over:
+            self._backend.check(maker.next(children[0], chosen[0]).params, how.constraint)
         draws = [
             self._draw(child, claim, maker, seed)
             for child, seed in zip(children, chosen, strict=True)
@@ -158,6 +156,8 @@ class VllmEngine:
         """See `ChecksSampling.check_sampling`."""
         # An answer in steps is refused now what only its second step could not have.
         check(how, self.info, drafts=self._drafts, position=1 if how.boundaries else 0)
+        if how.constraint is not None:
+            self._backend.check({}, how.constraint)
 
     async def extend(self, pairs: Sequence[tuple[Prefix, TokenIds]]) -> list[Prefix]:
         """See `Engine.extend`; the new tokens are computed when they are first needed."""

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
-from engines.base import Constraint, EngineInfo, Sampling
+from engines.base import Constraint, EngineInfo, Sampling, Schedule
 from engines.child import TokenChild
 from engines.embedded.sample import mix
 from engines.errors import UnsupportedByEngine
@@ -25,6 +26,7 @@ _COLDEST: Final = 0.01  # vLLM warms up anything between 0 and this
 _HOTTEST: Final = 2.0
 _MAX_STOP_IDS: Final = 512  # vLLM walks through the list at every token
 _MAX_PIECES: Final = 16
+_MAX_TABLE: Final = 4096  # calls of a schedule for one table; longer ones are made of its pieces
 _MAX_MEMO: Final = 1024
 
 
@@ -82,15 +84,22 @@ def _check_drafted(how: Sampling, refuse: Callable[[str, str], None], position: 
     for name in ("min_p", "logit_bias", "ban_ids"):
         if getattr(how, name):
             refuse(name, why)
-    if position > 0:
-        for name in ("presence_penalty", "frequency_penalty"):
-            if getattr(how, name):
-                refuse(name, f"over several steps {why}")
-    heats = [how.temperature]
-    if how.schedule is not None:
-        heats = [heat for _, heat in how.schedule.segments(_MAX_PIECES)]
-    if any(0 < heat < _COLDEST or heat > _HOTTEST for heat in heats):
-        refuse("temperature", f"with speculative decoding it must be 0 or in {_COLDEST}…{_HOTTEST}")
+    pieces = [] if how.schedule is None else how.schedule.segments(_MAX_PIECES)
+    for name in ("presence_penalty", "frequency_penalty"):
+        if getattr(how, name) and (position > 0 or len(pieces) > 1):  # a request forgets the last
+            refuse(name, f"over several steps, or with a schedule, {why}")
+        if not -2 <= getattr(how, name) <= 2:
+            refuse(name, "with speculative decoding it must be in -2…2")
+    if how.constraint is not None and len(pieces) > 1:
+        refuse("constraint", f"with a schedule {why}")
+    name = "temperature" if how.schedule is None else "schedule"
+    for heat in [how.temperature] if how.schedule is None else [heat for _, heat in pieces]:
+        if 0 < heat < _COLDEST or heat > _HOTTEST:
+            refuse(
+                name,
+                f"with speculative decoding temperatures must be 0 or in {_COLDEST}…{_HOTTEST}, "
+                f"and this has {heat:g}",
+            )
 
 
 class NeedleIndex:
@@ -154,7 +163,7 @@ class RequestMaker:
         self.how = how
         self._drafts = drafts
         self._info = info
-        self._table: tuple[int, np.ndarray[Any, Any]] | None = None
+        self._table: tuple[int, npt.NDArray[np.float32]] | None = None
         check(how, info, drafts=drafts, position=position)
         self._needle_ids, self._finds_all = needles.find((*how.stop, *how.boundaries))
 
@@ -243,7 +252,15 @@ class RequestMaker:
             heat = self.how.temperature
             return b"" if self._is_native(heat) else np.float32(heat).tobytes()
         if self._table is None or not self._table[0] <= position:
-            heats = [schedule.temperature(position + at) for at in range(room)]
-            self._table = (position, np.array(heats, dtype=np.float32))
+            self._table = (position, _heats(schedule, position, room))
         start = position - self._table[0]
         return self._table[1][start : start + room].tobytes()
+
+
+def _heats(schedule: Schedule, position: int, room: int) -> npt.NDArray[np.float32]:
+    """Temperatures of `room` tokens, float32; of very many tokens, by the schedule's pieces."""
+    if room <= _MAX_TABLE:
+        return np.array([schedule.temperature(position + at) for at in range(room)], np.float32)
+    starts, heats = zip(*sorted(schedule.segments(_MAX_TABLE)), strict=True)
+    piece = np.searchsorted(starts, np.arange(position, position + room), side="right") - 1
+    return np.array(heats, np.float32)[np.maximum(piece, 0)]

@@ -64,3 +64,12 @@ async def test_what_needs_a_processor_is_refused(drafting: VllmEngine) -> None:
     for how in (Sampling(min_p=0.2), Sampling(logit_bias={3: 1.0}), Sampling(temperature=5.0)):
         with pytest.raises(UnsupportedByEngine, match="speculative decoding"):
             await children(drafting, root, how)
+
+
+async def test_what_vllm_itself_refuses_is_refused_before_a_stream_begins(
+    drafting: VllmEngine,
+) -> None:
+    root = await drafting.open(PROMPT)
+    with pytest.raises(UnsupportedByEngine) as refused:
+        drafting.sample(root, Sampling(logprobs=drafting.info.vocab_size + 1))
+    assert refused.value.capability == "logprobs"

@@ -192,9 +192,16 @@ async def test_constraints_hold(sapling: VllmEngine) -> None:
 
 async def test_a_constraint_that_cannot_be_is_refused(sapling: VllmEngine) -> None:
     prefix = await sapling.open(sapling.render([{"role": "user", "content": "2+2?"}]))
-    broken = Sampling(max_tokens=8, constraint=Constraint(regex="(["))
-    with pytest.raises(UnsupportedByEngine, match="constraint"):
-        await children(sapling, prefix, broken)
+    for broken in (
+        Constraint(regex="(["),
+        Constraint(grammar="root ::= nothing"),
+        Constraint(json_schema={"type": "no such type"}),
+    ):
+        how = Sampling(max_tokens=8, constraint=broken)
+        with pytest.raises(UnsupportedByEngine, match="constraint"):
+            sapling.sample(prefix, how)  # at once: nobody has read from it
+        with pytest.raises(UnsupportedByEngine, match="constraint"):
+            sapling.check_sampling(how)
     step = Sampling(max_tokens=20, max_step_tokens=4, temperature=0.0)
     [first] = await children(sapling, prefix, step)
     with pytest.raises(UnsupportedByEngine, match="step by step"):

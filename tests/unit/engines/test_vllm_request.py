@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,6 +105,39 @@ def test_a_schedule_becomes_a_table_of_this_requests_positions() -> None:
     assert table == pytest.approx([1 / 4, 1 / 5, 1 / 6, 1 / 7, 1 / 8])
 
 
+@dataclass
+class Cooling:
+    """Colder at every token, for ever; counts its calls."""
+
+    calls: int = 0
+
+    def temperature(self, position: int) -> float:
+        self.calls += 1
+        return 1.0 + math.exp(-position / 10_000)
+
+    def segments(self, max_pieces: int) -> list[tuple[int, float]]:
+        width = 80_000 // max_pieces
+        return [(at, self.temperature(at + width // 2)) for at in range(0, 80_000, width)]
+
+
+@pytest.mark.parametrize("answered", [0, 50_000])
+def test_a_very_long_answer_does_not_ask_its_schedule_for_every_token(answered: int) -> None:
+    schedule = Cooling()
+    long = replace(INFO, context_tokens=131_072)
+    maker = RequestMaker(
+        Sampling(schedule=schedule), NEEDLES, long, drafts=False, position=answered
+    )
+    child = TokenChild(0, TokenPrefix(TABLE, (65,) * (5 + answered), 5), maker.how, long)
+    found = Shape.from_args(maker.next(child, 1).params["extra_args"])
+    assert found is not None
+    assert schedule.calls < 5_000
+    table = np.frombuffer(found.temperatures, "f4")
+    assert len(table) == 131_072 - 5 - answered
+    wanted = [schedule.temperature(answered + at) for at in range(0, 20_000, 999)]
+    assert table[:20_000:999] == pytest.approx(wanted, abs=1e-3)
+    assert table[-1] == pytest.approx(schedule.temperature(80_000), abs=1e-3)
+
+
 def test_penalties_biases_and_bans_travel_together() -> None:
     how = Sampling(presence_penalty=1.0, logit_bias={4: 2.0, 5: 1.0}, ban_ids=frozenset({5}))
     found = shape(how, 6)
@@ -140,8 +174,36 @@ REFUSED: list[tuple[str, dict[str, Any], int]] = [
     ("logit_bias", {"logit_bias": {1: 1.0}}, 0),
     ("ban_ids", {"ban_ids": frozenset({1})}, 0),
     ("presence_penalty", {"presence_penalty": 1.0}, 3),
+    ("presence_penalty", {"presence_penalty": 3.0}, 0),
     ("temperature", {"temperature": 3.0}, 0),
 ]
+
+
+class Icy(Steps):
+    """Colder than vLLM takes."""
+
+    def segments(self, max_pieces: int) -> list[tuple[int, float]]:
+        return [(0, 1.0), (4, 0.001)]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("schedule", {"schedule": Icy(), "temperature": 9.0}),
+        ("presence_penalty", {"schedule": Steps(), "presence_penalty": 1.0}),
+        ("frequency_penalty", {"schedule": Steps(), "frequency_penalty": 1.0}),
+        ("constraint", {"schedule": Steps(), "constraint": Constraint(regex="a*")}),
+    ],
+)
+def test_with_drafts_what_pieces_of_a_schedule_cannot_have_is_refused(
+    name: str, options: dict[str, Any]
+) -> None:
+    how = Sampling(**options)
+    request(how)
+    with pytest.raises(UnsupportedByEngine) as refused:
+        request(how, drafts=True)
+    assert refused.value.capability == name
+    request(Sampling(schedule=Steps(), temperature=9.0), drafts=True)  # the schedule replaces it
 
 
 @pytest.mark.parametrize(("name", "options", "answered"), REFUSED)
@@ -150,8 +212,9 @@ def test_with_drafts_what_needs_a_processor_is_refused(
 ) -> None:
     how = Sampling(**options)
     request(how, answered)
-    with pytest.raises(UnsupportedByEngine, match=name):
+    with pytest.raises(UnsupportedByEngine) as refused:
         request(how, answered, drafts=True)
+    assert refused.value.capability == name
 
 
 def test_with_drafts_penalties_of_one_piece_are_vllms_own() -> None:
@@ -169,12 +232,24 @@ def test_constraints_and_drafters_that_cannot_be_are_refused() -> None:
         request(Sampling(drafter="adaptive"))
 
 
+class Parser:
+    """Instead of a backend: notes which grammars vLLM would be shown."""
+
+    def __init__(self) -> None:
+        self.read: list[Constraint | None] = []
+
+    def check(self, params: dict[str, Any], constraint: Constraint | None) -> None:
+        self.read.append(constraint)
+
+
 def test_an_engine_says_before_any_work_what_it_refuses() -> None:
     nothing: Any = None  # asked of nobody
-    engine = VllmEngine(INFO, nothing, nothing, TABLE, nothing)
+    parser = Parser()
+    engine = VllmEngine(INFO, parser, nothing, TABLE, nothing)  # type: ignore[arg-type]
     assert isinstance(engine, ChecksSampling)
     grammar = Sampling(constraint=Constraint(regex="a+"))
     engine.check_sampling(grammar)
+    assert parser.read == [grammar.constraint]
     refused = [replace(grammar, boundaries=("\n\n",)), Sampling(drafter="d")]
     for how in (*refused, Sampling(logit_bias={INFO.vocab_size: 1.0})):
         with pytest.raises(UnsupportedByEngine):
