@@ -89,8 +89,9 @@ class RealServer:
             try:
                 if httpx.get(f"{self.url}/health_generate", timeout=30).status_code == 200:
                     return self
-            except httpx.TransportError:
-                time.sleep(0.5)  # it does not listen yet
+            except httpx.TransportError:  # it does not listen yet: it ends, or it is asked again
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(0.5)
         self.kill()
         raise AssertionError(f"SGLang did not start:\n{self._log.read_text()[-3000:]}")
 

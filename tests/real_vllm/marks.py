@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Final
 
@@ -14,3 +16,17 @@ SHARED: Final = [
     pytest.mark.filterwarnings("default"),
     pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here: `make test-vllm` has one"),
 ]
+
+SOON_S: Final = 2.0
+"""How soon clients must know that an engine died; it takes some tenths of it."""
+
+
+async def until(holds: Callable[[], bool], limit_s: float = 60.0) -> None:
+    """Return when it holds.
+
+    Raises:
+        TimeoutError: It did not in time.
+    """
+    async with asyncio.timeout(limit_s):
+        while not holds():  # noqa: ASYNC110  # vLLM and other processes tell nobody
+            await asyncio.sleep(0.001)

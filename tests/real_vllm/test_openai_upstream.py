@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,8 @@ def _await_answer(url: str, process: subprocess.Popen[bytes], log: Path) -> None
             with urllib.request.urlopen(url, timeout=5):
                 return
         except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
+            with suppress(subprocess.TimeoutExpired):  # it ends, or it is asked again
+                process.wait(0.2)
     raise AssertionError(f"vllm serve did not come up: {log.read_text()[-3000:]}")
 
 

@@ -18,7 +18,7 @@ from engines.vllm_engine import VllmEngine
 from server.settings import Settings
 from tests.api.harness import CHAT, Exchange, chunks_of, claimed_pages, client_of, serving
 from tests.real_vllm.conftest import SMALL
-from tests.real_vllm.marks import SHARED
+from tests.real_vllm.marks import SHARED, SOON_S, until
 
 pytestmark = SHARED
 
@@ -78,13 +78,10 @@ async def test_a_prompt_too_long_is_refused_with_the_numbers(app: FastAPI) -> No
 async def test_a_full_context_ends_the_answer(app: FastAPI, sapling: VllmEngine) -> None:
     async with client_of(app) as client:
         room = 6
-        words = 1900
-        while True:  # as long a prompt as leaves a few tokens
+        for words in range(1900, 0, -1):  # as long a prompt as leaves a few tokens
             long = [{"role": "user", "content": "7 " * words}]
             used = len(sapling.render(long))  # type: ignore[arg-type]
-            if used >= sapling.info.context_tokens - room:
-                words -= 1
-            else:
+            if used < sapling.info.context_tokens - room:
                 break
         reply = (await client.post(CHAT, json={"model": "sapling", "messages": long})).json()
     assert reply["choices"][0]["finish_reason"] in ("length", "stop")
@@ -109,15 +106,10 @@ async def test_a_client_that_leaves_stops_its_branches(
         },
         headers={"content-type": "application/json"},
     )
-    while unfinished(sapling) == 0:
-        assert not exchange.task.done()
-        await asyncio.sleep(0)
+    await until(lambda: unfinished(sapling) > 0)
+    assert not exchange.task.done()
     await exchange.leave()
-    for _ in range(500):
-        if unfinished(sapling) == 0:
-            break
-        await asyncio.sleep(0.01)
-    assert unfinished(sapling) == 0
+    await until(lambda: unfinished(sapling) == 0)
     assert sapling.stats().running == 0
     assert await claimed_pages(app) == 0
 
@@ -142,7 +134,7 @@ def tiny_settings(tiny_model: Path) -> Settings:
     return Settings(models={"tiny": model}, reward_models={"constant": {"kind": "constant"}})
 
 
-async def test_a_killed_engine_ends_its_searches_and_a_new_one_works(tiny_model: Path) -> None:
+async def test_a_killed_engine_ends_its_searches(tiny_model: Path) -> None:
     sent = {
         "model": "tiny",
         "messages": [{"role": "user", "content": "the cat"}],
@@ -156,10 +148,10 @@ async def test_a_killed_engine_ends_its_searches_and_a_new_one_works(tiny_model:
             asyncio.create_task(client.post(CHAT, json=asked))
             for asked in (sent, search, {**search, "stream": True})
         ]
-        while unfinished(engine) < 3:  # noqa: ASYNC110  # vLLM tells nobody
-            await asyncio.sleep(0)
+        await until(lambda: unfinished(engine) >= 3)
         kill_core(engine)
-        replies = await asyncio.wait_for(asyncio.gather(*running), 20)
+        async with asyncio.timeout(SOON_S):
+            replies = await asyncio.gather(*running)
         for reply in replies:
             ended_well_or_said_so(reply)
         assert replies[0].status_code == 503
@@ -169,9 +161,6 @@ async def test_a_killed_engine_ends_its_searches_and_a_new_one_works(tiny_model:
         assert await claimed_pages(app) == 0
         refused = await client.post(CHAT, json=sent)
         assert refused.json()["error"]["code"] == "engine_unavailable"
-    async with serving(tiny_settings(tiny_model)) as app, client_of(app) as client:
-        assert (await client.get("/health/ready")).status_code == 200
-        assert (await client.post(CHAT, json=search)).status_code == 200
 
 
 def ended_well_or_said_so(reply: httpx.Response) -> None:
