@@ -205,6 +205,7 @@ def _option(error: engine_errors.UnsupportedByEngine) -> str | None:
 
 
 _OPTIONS: Final = (
+    "temperature",
     "logprobs",
     "logit_bias",
     "top_k",

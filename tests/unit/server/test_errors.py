@@ -92,7 +92,9 @@ def test_what_is_used_up_has_its_name_on_the_wire() -> None:
 
 
 def test_unsupported_names_the_option_or_the_strategy() -> None:
-    assert describe(UnsupportedByEngine("logprobs", "m")).param == "logprobs"
+    for option in ("logprobs", "temperature", "presence_penalty"):
+        assert describe(UnsupportedByEngine(option, "m")).param == option
+    assert describe(UnsupportedByEngine("schedule", "m")).param == "bough.schedule"
     lacking = describe(UnsupportedByEngine("hidden_states", "m"))
     assert (lacking.code, lacking.param) == ("unsupported_by_engine", "bough.strategy")
     assert "hidden_states" in lacking.message
