@@ -230,6 +230,12 @@ class EmbeddedEngine:
         return self._runtime.stats()
 
     @property
+    def decoded(self) -> tuple[int, int]:
+        """Tokens drawn so far, and the steps they were drawn in; their quotient is the batch."""
+        worker = self._runtime.worker
+        return worker.tokens_decoded, worker.decode_steps
+
+    @property
     def peak_claimed_pages(self) -> int:
         """The most pages claimed at a time since `reset_peak`."""
         return self._runtime.ledger.peak_claimed

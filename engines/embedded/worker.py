@@ -106,6 +106,8 @@ class Worker:
         self._jobs: set[Job] = set()  # with unfinished sequences
         self._news: dict[Job, None] = {}
         self.tokens_computed = 0
+        self.tokens_decoded = 0
+        self.decode_steps = 0
         self._compute = compute
         compute.join(self)
 
@@ -234,6 +236,8 @@ class Worker:
     def _decode(self, branches: list[Branch]) -> None:
         batch = self._decode_batch(branches)
         hidden = self._forward(batch.tokens, batch.positions, batch.slots, batch.plan)
+        self.tokens_decoded += len(branches)
+        self.decode_steps += 1
         draw = batch.sampler.draw(self._decoder.logits(hidden))
         ended = self._accept(branches, draw)
         if ended:

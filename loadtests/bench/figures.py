@@ -37,6 +37,8 @@ from typing import Any, Final, Literal
 from rich.console import Console
 from rich.table import Table
 
+from models.evaluate import Measured
+
 Better = Literal["higher", "lower"]
 DEFAULT_OUT: Final = Path("bench-results")
 _MEASURED: Final = ("engines", "loadtests", "models", "reward_models", "search", "stores")
@@ -116,6 +118,10 @@ class Bench:
             if self._origin.get(key, {}).get("seed") == options.seed
         }
 
+    def at_most(self, count: int) -> int:
+        """A sample of this size, or of ``--n`` where that is smaller."""
+        return min(count, self.n or count)
+
     def matches(self, name: str) -> bool:
         """Whether the command line asks for this figure."""
         return not self._only or any(fnmatchcase(name, glob) for glob in self._only)
@@ -157,6 +163,10 @@ class Bench:
         self._figures[name] = Figure(value, unit, n, low, high, better)
         self._origin[name] = {**self._asked, "revision": revision()}
         self._write()
+
+    def put_measured(self, name: str, got: Measured, *, unit: str, better: Better) -> None:
+        """Keep a figure that comes with its size and interval."""
+        self.put(name, got.value, unit=unit, n=got.n, low=got.low, high=got.high, better=better)
 
     def get(self, name: str) -> Figure | None:
         """A figure that is already there."""

@@ -100,11 +100,14 @@ class Saplings:
 
 
 @asynccontextmanager
-async def open_saplings(**options: Any) -> AsyncIterator[Saplings]:
+async def open_saplings(
+    *, of_generator: Mapping[str, Any] | None = None, **options: Any
+) -> AsyncIterator[Saplings]:
     """Load both; on leaving, check that nothing stayed claimed, and close both.
 
     Args:
-        options: Of the generator's runtime, beside `OPTIONS`.
+        of_generator: Options of the generator's runtime alone.
+        options: Of both runtimes, beside `OPTIONS`.
 
     Raises:
         BenchError: They are not bundled, or a claim leaked.
@@ -113,9 +116,10 @@ async def open_saplings(**options: Any) -> AsyncIterator[Saplings]:
     missing = {GENERATOR, JUDGE} - set(found)
     if missing:
         raise BenchError(f"{', '.join(sorted(missing))} not found in models/; run `make models`")
-    engine = open_engine(GENERATOR, str(found[GENERATOR]), {**OPTIONS, **options})
+    own = {**OPTIONS, **options, **(of_generator or {})}
+    engine = open_engine(GENERATOR, str(found[GENERATOR]), own)
     try:
-        judge = open_judge(JUDGE, str(found[JUDGE]), OPTIONS)
+        judge = open_judge(JUDGE, str(found[JUDGE]), {**OPTIONS, **options})
         try:
             yield Saplings(engine, judge)
             await _nothing_claimed(engine, judge)

@@ -1,0 +1,110 @@
+"""`auto` against the best fixed strategy, on a mixture of easy and hard problems.
+
+Fixed strategies have a width of 16; which one is best, and how `auto` decides, is chosen on the
+validation split: of the settings of `auto` whose accuracy there is no lower, the one with the
+fewest tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from loadtests.bench import paired
+from loadtests.bench.figures import Bench
+from loadtests.bench.saplings import Saplings, open_saplings
+from loadtests.bench.trials import Contender, Lab, Rows
+from models.tasks import sums
+from models.tasks.base import Split, draw_in_split
+
+EASY: Final = sums.Level(
+    (2, 4), digits=(1, 2), pack_digits=(1, 2), max_value=9_999, distractors=(0, 1)
+)
+WIDTH: Final = 16
+_FIXED: Final = ("self_consistency", "best_of_n", "beam", "ets", "rebase", "particle_filter")
+_SETTINGS: Final[tuple[Mapping[str, Any], ...]] = tuple(
+    {"tree": tree, "threshold": threshold, "hard_below": hard_below}
+    for tree in ("beam", "ets")
+    for threshold, hard_below in ((0.95, 0.6), (0.98, 0.9), (0.98, 0.98), (0.995, 0.995))
+)
+_PROBLEMS: Final = 3000
+_VALIDATION: Final = 300
+_POOL: Final = 131_072
+
+
+async def measure(bench: Bench) -> None:
+    """Choose on validation problems, then compare."""
+    names = [f"headline.auto.{name}" for name in ("token_share", "accuracy_delta")]
+    if not any([bench.wants(name) for name in names]):
+        return
+    async with open_saplings(kv_tokens=_POOL) as saplings:
+        chosen = await _chosen(bench, _lab(bench, saplings, "validation"))
+        if chosen is None:
+            return
+        lab = _lab(bench, saplings, "test")
+        count = bench.at_most(_PROBLEMS)
+        rows: list[Rows] = []
+        for contender in chosen:
+            got = await lab.run(contender, range(count))
+            if got is None:
+                return
+            _say(bench, "test", contender, got)
+            rows.append(got)
+    fixed, auto = rows
+    share = paired.quotient(auto.tokens, fixed.tokens, bench.seed)
+    bench.put_measured(names[0], share, unit="share", better="lower")
+    delta = paired.difference(auto.right, fixed.right, bench.seed)
+    bench.put_measured(names[1], delta, unit="share", better="higher")
+
+
+async def _chosen(bench: Bench, lab: Lab) -> tuple[Contender, Contender] | None:
+    """The fixed strategy to beat, and `auto` as it will run."""
+    fixed = await _ran(bench, lab, [Contender(name, WIDTH) for name in _FIXED])
+    autos = await _ran(bench, lab, [Contender("auto", WIDTH, setting) for setting in _SETTINGS])
+    if fixed is None or autos is None:
+        return None
+    best, best_rows = max(fixed, key=lambda one: float(one[1].right.mean()))
+    bar = float(best_rows.right.mean())
+    good = [one for one in autos if float(one[1].right.mean()) >= bar]
+    if not good:
+        good = [max(autos, key=lambda one: float(one[1].right.mean()))]
+    return best, min(good, key=lambda one: float(one[1].tokens.mean()))[0]
+
+
+async def _ran(
+    bench: Bench, lab: Lab, contenders: Sequence[Contender]
+) -> list[tuple[Contender, Rows]] | None:
+    found = []
+    for contender in contenders:
+        rows = await lab.run(contender, range(bench.at_most(_VALIDATION)))
+        if rows is None:
+            return None
+        _say(bench, "validation", contender, rows)
+        found.append((contender, rows))
+    return found
+
+
+def _lab(bench: Bench, saplings: Saplings, split: Split) -> Lab:
+    problems = partial(mixture, seed=bench.seed, split=split)
+    return Lab(bench, saplings, split, name="auto", problems=problems)
+
+
+def mixture(count: int, *, seed: int, split: Split) -> list[sums.Problem]:
+    """Easy and hard problems in turns."""
+    return [_problem(index, seed, split) for index in range(count)]
+
+
+def _problem(index: int, seed: int, split: Split) -> sums.Problem:
+    def draw(rng: random.Random) -> sums.Problem:
+        return sums.draw(rng, sums.RELEASED if index % 2 else EASY)
+
+    return draw_in_split("mixture", draw, split, seed, index)
+
+
+def _say(bench: Bench, split: str, contender: Contender, rows: Rows) -> None:
+    bench.say(
+        f"{split}, {contender.strategy}({contender}): {rows.right.mean():.3f} right, "
+        f"{rows.tokens.mean():.0f} tokens, {rows.seconds.mean():.3f} s (n={len(rows)})"
+    )
