@@ -203,7 +203,8 @@ class Script:
 
     Attributes:
         replies: One per request, in order, the last one again and again: a status and a body, or
-            the events of a stream. An event may be an exception, which breaks the connection.
+            the events of a stream, or None for no answer at all. An event may be an exception,
+            which breaks the connection.
         headers: Of replies that are a status.
         hangs: Whether streams go on in silence after their events.
         seen: Every request's body.
@@ -233,6 +234,9 @@ def scripted(script: Script) -> Iterator[str]:
         script.seen.append(await request.json())
         script.keys.append(request.headers.get("authorization"))
         reply = script.replies.pop(0) if len(script.replies) > 1 else script.replies[0]
+        if reply is None:
+            await request.receive()  # until the client goes
+            return Response()
         if isinstance(reply, tuple):
             status, said = reply
             return JSONResponse(said, status, headers=script.headers)

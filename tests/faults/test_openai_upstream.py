@@ -198,6 +198,20 @@ async def test_silence_has_an_end() -> None:
         assert await asyncio.to_thread(script.gone.wait, 10)
 
 
+async def test_no_answer_in_time_is_asked_for_again_but_not_for_ever() -> None:
+    script = Script([None, GOOD])
+    with scripted(script) as url:
+        engine = engine_at(url, idle_timeout_s=0.2, max_retries=1)
+        assert (await answer(engine)).text == "two words"
+        await engine.aclose()
+    script = Script([None])
+    with scripted(script) as url:
+        error = await failure(engine_at(url, idle_timeout_s=0.2, max_retries=1))
+    assert isinstance(error, EngineClosed)
+    assert "in time" in str(error)
+    assert len(script.seen) == 2
+
+
 async def test_nobody_there() -> None:
     with closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))
@@ -254,12 +268,12 @@ async def settled(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def front(url: str, model: str = "m") -> Settings:
-    """A bough in front of an upstream."""
+def front(url: str, model: str = "m", **options: Any) -> Settings:
+    """A bough in front of an upstream that it asks once."""
     engine = {
         "kind": "openai",
         "model": model,
-        "options": {"base_url": url, **STATED, "max_retries": 0},
+        "options": {"base_url": url, **STATED, "max_retries": 0, **options},
     }
     return Settings(
         models={"up": {"engine": engine, "reward_model": "constant"}},
@@ -355,14 +369,14 @@ async def test_an_upstream_that_is_killed_and_comes_back() -> None:
         port = taken.getsockname()[1]
     search = {"strategy": "best_of_n", "params": {"width": 4}}
     asked = {"model": "up", "messages": [{"role": "user", "content": "word " * 60}]}
-    settings = front(f"http://127.0.0.1:{port}/v1", "echo")
+    settings = front(f"http://127.0.0.1:{port}/v1", "echo", max_retries=2)
     async with serving(settings) as app, client_of(app) as client:
         with bough_process(port) as process:
             services = app.state.services
             run = asyncio.ensure_future(client.post(CHAT, json={**asked, "bough": search}))
             await settled(lambda: services.catalog.stats()["up"].running == 4)
             os.killpg(process.pid, signal.SIGKILL)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(2):  # the law; it takes some milliseconds
                 got = await run
         assert got.status_code == 503
         assert services.catalog.stats()["up"].running == 0

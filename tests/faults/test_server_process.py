@@ -83,6 +83,29 @@ def test_a_signal_cancels_what_runs_after_the_grace() -> None:
         assert "cut off by the server's stop" in said
 
 
+def test_a_killed_server_is_started_again_and_answers() -> None:
+    """Clients lose their connection at once, and a new process on the same port knows no claims."""
+    with process() as (server, client):
+        port = str(client.base_url.port)
+        soon = httpx.Timeout(30, read=2)
+        search = {"strategy": "self_consistency", "params": {"width": 4}}
+        asked = long_answer() | {"bough": search}
+        url = "/v1/chat/completions"
+        with client.stream("POST", url, json=asked, timeout=soon) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith(": ")
+            while claimed(client) == 0:
+                pass
+            server.kill()
+            with pytest.raises(httpx.RemoteProtocolError):  # not a timeout
+                list(lines)
+    with process("--port", port) as (_, client):
+        assert client.base_url.port == int(port)
+        assert client.get("/health/ready").status_code == 200
+        assert client.post(url, json=long_answer(False) | {"max_tokens": 4}).status_code == 200
+        assert claimed(client) == 0
+
+
 def test_a_second_interrupt_does_not_wait_for_the_grace() -> None:
     with process("--shutdown_grace_s", "600") as (server, client):
         with client.stream("POST", "/v1/chat/completions", json=long_answer()) as response:
