@@ -9,16 +9,13 @@ from typing import Any
 from fastapi import FastAPI
 from openai import AsyncOpenAI
 
+from search.plugins import load
 from server.services import Services
 from server.settings import Settings
 from tests.api.harness import CHAT, Exchange, claimed_pages, client_of
 
 STRATEGIES: dict[str, dict[str, Any]] = {
-    "single": {},
-    "best_of_n": {"width": 4},
-    "self_consistency": {"width": 4},
-    "beam": {"width": 4},
-    "ets": {"width": 4},
+    name: {} if name == "single" else {"width": 4} for name in sorted(load("bough.strategies"))
 }
 QUESTION = "Ann has 3 red beads and 4 blue beads. Ben gives Ann 5 beads. How many beads?"
 MESSAGES = [{"role": "user", "content": QUESTION}]

@@ -15,6 +15,7 @@ from openai import AsyncOpenAI
 
 from engines.base import Health
 from engines.vllm_engine import VllmEngine
+from search.plugins import load
 from server.settings import Settings
 from tests.api.harness import CHAT, Exchange, chunks_of, claimed_pages, client_of, serving
 from tests.real_vllm.conftest import SMALL
@@ -26,9 +27,7 @@ PROBLEM = "Tom has 12 apples. He buys 7 more and then gives 5 away. How many app
 MESSAGES: Any = [{"role": "user", "content": PROBLEM}]
 
 
-@pytest.mark.parametrize(
-    "strategy", ["single", "best_of_n", "self_consistency", "beam", "ets", "particle_filter"]
-)
+@pytest.mark.parametrize("strategy", sorted(load("bough.strategies")))
 async def test_the_sdk_gets_answers_streamed_and_not(app: FastAPI, strategy: str) -> None:
     params = {} if strategy == "single" else {"width": 4}
     asked: dict[str, Any] = {
@@ -47,7 +46,7 @@ async def test_the_sdk_gets_answers_streamed_and_not(app: FastAPI, strategy: str
         chunks = [chunk async for chunk in stream]
     content = whole.choices[0].message.content
     assert content
-    assert whole.bough["resolved"] == strategy  # type: ignore[attr-defined]
+    assert whole.bough["strategy"] == strategy  # type: ignore[attr-defined]
     assert whole.usage is not None
     assert whole.usage.completion_tokens > 0
     said = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
