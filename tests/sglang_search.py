@@ -17,6 +17,7 @@ from tests.api.harness import CHAT, Exchange, claimed_pages, client_of
 STRATEGIES: dict[str, dict[str, Any]] = {
     name: {} if name == "single" else {"width": 4} for name in sorted(load("bough.strategies"))
 }
+STRATEGIES["annealed"]["decay_tokens"] = 10.0  # cold in time for an answer of some thirty tokens
 QUESTION = "Ann has 3 red beads and 4 blue beads. Ben gives Ann 5 beads. How many beads?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
 
