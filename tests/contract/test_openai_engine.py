@@ -16,6 +16,8 @@ from engines.errors import UnsupportedByEngine
 from engines.openai_http import open_engine
 from reward_models.verifier import VerifierJudge
 from search.budget import Limits
+from search.plugins import load
+from search.registry import strategy_class
 from search.run import Piece, Run, RunRequest
 from server.serve import BackgroundServer
 from server.settings import Settings
@@ -106,13 +108,15 @@ async def test_bytes_that_are_no_characters(check: Check, echo_upstream: str) ->
     await checked(check, echo_upstream, "m")
 
 
-STRATEGIES = {
+DEEP = {"width": 4, "max_depth": 4}
+STRATEGIES: dict[str, dict[str, Any]] = {
+    **{name: {"width": 3} for name in load("bough.strategies")},
     "single": {},
-    "best_of_n": {"width": 3},
-    "self_consistency": {"width": 3},
-    "beam": {"width": 4, "max_depth": 4},
-    "ets": {"width": 4, "max_depth": 4},
+    "beam": DEEP,
+    "ets": DEEP,
 }
+UNFIT = {"annealed": "schedule"}
+"""Strategies that no upstream carries, and what they lack there."""
 
 
 def run_of(engine: Engine, strategy: str, **limits: int) -> Run:
@@ -127,7 +131,7 @@ def run_of(engine: Engine, strategy: str, **limits: int) -> Run:
     return Run(request, engine=engine, judge=VerifierJudge("verifier"))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES.keys() - UNFIT))
 async def test_searches_over_text(strategy: str, echo_upstream: str) -> None:
     options = {"base_url": echo_upstream, "step_delimiters": ["\n"]}
     engine = open_engine("up", "m", options)
@@ -135,7 +139,8 @@ async def test_searches_over_text(strategy: str, echo_upstream: str) -> None:
     result = await run.result()
     answer = result.answers[0]
     assert answer.content
-    assert answer.token_ids == ()
+    is_named = strategy == "deep_confidence"  # it asks for log-probabilities, which name tokens
+    assert bool(answer.token_ids) == is_named
     assert 0 < answer.num_tokens <= 40
     assert result.prompt_tokens > len("one\n2+2=4\nthree\nfour")
     drawn = sum(branch.step.num_tokens for branch in run.tree.branches)
@@ -164,10 +169,21 @@ async def test_a_budget_is_kept_where_tokens_are_only_counted(
     await engine.aclose()
 
 
-@pytest.mark.parametrize("strategy", ["beam", "ets"])
+STEPPED = [name for name in STRATEGIES if Capability.CONTINUE_TEXT in strategy_class(name).requires]
+
+
+@pytest.mark.parametrize("strategy", STEPPED)
 async def test_steps_need_an_upstream_that_goes_on(strategy: str, bough: str) -> None:
     engine = open_engine("up", "tiny", {"base_url": bough})
     with pytest.raises(UnsupportedByEngine, match="continue_text"):
+        run_of(engine, strategy)
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("strategy", UNFIT)
+async def test_what_no_upstream_carries_is_refused(strategy: str, echo_upstream: str) -> None:
+    engine = open_engine("up", "m", {"base_url": echo_upstream})
+    with pytest.raises(UnsupportedByEngine, match=UNFIT[strategy]):
         run_of(engine, strategy)
     await engine.aclose()
 
