@@ -51,6 +51,17 @@ async def test_without_tools_everything_is_content(tiny: VllmEngine, tiny_model:
     assert (parsed.content, parsed.tool_calls) == (text, ())
 
 
+async def test_reasoning_is_taken_out_before_tool_calls(tiny: VllmEngine, tiny_model: Path) -> None:
+    both = chat(tiny, tiny_model, tool_parser="pythonic", reasoning_parser="granite")
+    thought = "Here is my thought process: [weather(town=1)] or not?"
+    parsed = both.parse(f'{thought} Here is my response:[weather(town="Ulm")]', TOOLS)
+    assert (parsed.reasoning or "").strip() == "[weather(town=1)] or not?"
+    [call] = parsed.tool_calls
+    assert json.loads(call["function"]["arguments"]) == {"town": "Ulm"}
+    plain = both.parse("Ulm is in Swabia.", None)
+    assert (plain.content, plain.reasoning) == ("Ulm is in Swabia.", None)
+
+
 async def test_tools_need_a_parser(tiny: VllmEngine) -> None:
     with pytest.raises(UnsupportedByEngine, match="tool_parser"):
         tiny.parse("", tools=TOOLS)

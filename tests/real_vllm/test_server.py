@@ -87,9 +87,10 @@ async def test_a_full_context_ends_the_answer(app: FastAPI, sapling: VllmEngine)
     assert reply["usage"]["completion_tokens"] <= sapling.info.context_tokens - used
 
 
+@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("strategy", ["single", "best_of_n", "ets"])
 async def test_a_client_that_leaves_stops_its_branches(
-    app: FastAPI, sapling: VllmEngine, strategy: str
+    app: FastAPI, sapling: VllmEngine, strategy: str, stream: bool
 ) -> None:
     params = {} if strategy == "single" else {"width": 8}
     exchange = Exchange(
@@ -99,7 +100,7 @@ async def test_a_client_that_leaves_stops_its_branches(
             "model": "sapling",
             "messages": MESSAGES,
             "max_tokens": 1500,
-            "stream": True,
+            "stream": stream,
             "temperature": 2.0,
             "bough": {"strategy": strategy, "params": params},
         },
