@@ -9,8 +9,11 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from engines.base import ChatMessage, Health, TokenIds
 
-Aggregate: TypeAlias = Literal["last", "min", "prod", "mean"]
-"""How the values of an answer's steps become one."""
+Aggregate: TypeAlias = Literal["last", "min", "prod", "mean", "model"]
+"""How the values of an answer's steps become one.
+
+With `model` there is but one: the judge is shown the whole answer so far as a single step.
+"""
 
 
 class RewardKind(StrEnum):
@@ -35,6 +38,7 @@ class RewardInfo:
         parameters: Weights in the model; 0 for verifiers.
         aggregate: How its authors make one value of the steps' values; a strategy's own parameter
             of that name decides.
+        reads_whole: Whether it can read an answer of several steps as one, as `model` asks for.
     """
 
     model_id: str
@@ -44,6 +48,7 @@ class RewardInfo:
     tokenizer_hash: str = ""
     parameters: int = 0
     aggregate: Aggregate = "last"
+    reads_whole: bool = True
 
 
 class Claim(Protocol):

@@ -120,6 +120,7 @@ class Preset:
             tokenizer_hash=tokenizer_hash,
             parameters=parameters,
             aggregate=self.aggregate,
+            reads_whole=self.layout.form != "lines",  # there every line is a step, whoever asks
         )
 
 

@@ -67,7 +67,7 @@ class VerifierJudge:
     """Scores answers by the equations in them; see the module's docstring."""
 
     def __init__(self, model_id: str) -> None:
-        self.info = RewardInfo(model_id, RewardKind.VERIFIER)
+        self.info = RewardInfo(model_id, RewardKind.VERIFIER, reads_whole=False)
         self._is_closed = False
 
     async def open(self, messages: Sequence[ChatMessage], *, tenant: str = "") -> Claim:

@@ -370,7 +370,8 @@ class Cloud:
         """
         steps, before = self._search.step_values(particle), self._search.step_values(parent)
         judge = self._search.judge
-        if judge is not None and judge.kind is not RewardKind.PROCESS:
+        is_process = judge is None or judge.kind is RewardKind.PROCESS
+        if self._search.reads_whole or not is_process:
             return sum(map(self._log_increment, steps)) - sum(map(self._log_increment, before))
         return sum(map(self._log_increment, steps[len(before) :]))
 

@@ -43,6 +43,7 @@ class Judging:
         messages: The conversation to answer.
         tenant: Whose it is.
         delimiters: What ends a step.
+        reads_whole: Whether the judge is shown answers as a single step.
         tree: Where values and drops are recorded.
         drop: Called with every branch that is dropped.
     """
@@ -54,10 +55,12 @@ class Judging:
         messages: tuple[ChatMessage, ...],
         tenant: str,
         delimiters: tuple[str, ...],
+        reads_whole: bool = False,
         tree: SearchTree,
         drop: Callable[[Branch], None],
     ) -> None:
         self.judge = judge
+        self.reads_whole = reads_whole
         self.values: dict[int, Judgement] = {}
         self.dropped: set[int] = set()
         self._messages = messages
@@ -171,10 +174,15 @@ class Judging:
             messages=self._messages,
             text=text,
             token_ids=branch.token_ids,
-            steps=split_steps(text, self._delimiters),
+            steps=self._steps(text),
             claim=claim,
             is_finished=branch.finish is not None,
         )
+
+    def _steps(self, text: str) -> tuple[str, ...]:
+        if self.reads_whole:
+            return (text,) if text else ()
+        return split_steps(text, self._delimiters)
 
     async def _root_claim(self) -> Claim:
         async with self._opening:

@@ -71,6 +71,7 @@ def check_fit(strategy: Strategy[Params], engine: EngineInfo, judge: RewardModel
     Raises:
         UnsupportedByEngine: The engine lacks a capability that the strategy requires.
         MissingRewardModel: The strategy judges and there is no judge.
+        InvalidParameter: The aggregate is `model` and the judge cannot do that.
     """
     has = set(engine.capabilities)
     if Capability.TOKENS in has:  # whoever continues tokens continues text
@@ -81,6 +82,19 @@ def check_fit(strategy: Strategy[Params], engine: EngineInfo, judge: RewardModel
         )
     if strategy.needs_judge and judge is None:
         raise MissingRewardModel(strategy.name, "it ranks its candidates by reward")
+    if judge is not None and not judge.info.reads_whole and reads_whole(strategy, judge):
+        why = (
+            f"reward model {judge.info.model_id!r} cannot read an answer as one step; choose "
+            "last, min, prod or mean"
+        )
+        raise InvalidParameter("aggregate", strategy.name, why)
+
+
+def reads_whole(strategy: Strategy[Params], judge: RewardModel | None) -> bool:
+    """Whether the judge is to be shown answers as a single step: the aggregate is `model`."""
+    if judge is None:
+        return False
+    return (getattr(strategy.params, "aggregate", None) or judge.info.aggregate) == "model"
 
 
 def check_sampling(strategy: Strategy[Params], engine: Engine, how: Sampling) -> None:
@@ -102,16 +116,33 @@ def check_sampling(strategy: Strategy[Params], engine: Engine, how: Sampling) ->
 
 
 def body_of(
-    name: str, params: Mapping[str, Any], engine: EngineInfo, judge: RewardModel | None
+    name: str,
+    params: Mapping[str, Any],
+    engine: EngineInfo,
+    judge: RewardModel | None,
+    *,
+    is_whole: bool = False,
 ) -> Body:
     """The coroutine of a strategy that fits; what `Search.delegate` runs.
 
+    Args:
+        name: The strategy.
+        params: Its parameters.
+        engine: Who generates.
+        judge: Who judges.
+        is_whole: Whether the run shows answers to the judge as a single step.
+
     Raises:
-        SearchError: As `make_strategy` and `check_fit`.
+        SearchError: As `make_strategy` and `check_fit`; InvalidParameter, too, for an aggregate
+            that takes the judge's values another way than the run does.
         UnsupportedByEngine: As `check_fit`.
     """
     strategy = make_strategy(name, params)
     check_fit(strategy, engine, judge)
+    wanted = getattr(strategy.params, "aggregate", None)
+    if judge is not None and wanted is not None and (wanted == "model") != is_whole:
+        why = f"{wanted!r} inside a run {'with' if is_whole else 'without'} the aggregate 'model'"
+        raise InvalidParameter("aggregate", name, why)
     return strategy.run
 
 

@@ -27,7 +27,7 @@ from search.errors import BrokenContract
 from search.growth import Grower
 from search.judging import Judging
 from search.pilot import pilot_lengths
-from search.registry import body_of, check_fit, check_sampling, make_strategy
+from search.registry import body_of, check_fit, check_sampling, make_strategy, reads_whole
 from search.result import Answer, Result, TreeStats, answer_of, distinct, measure
 from search.schedules import Unsized
 from search.search import Body, Search
@@ -218,7 +218,8 @@ class Run:
 
     def _other(self, name: str, params: Mapping[str, Any]) -> Body:
         """The coroutine of a strategy that this one delegates to."""
-        return body_of(name, params, self._engine.info, self._judge)
+        is_whole = reads_whole(self._strategy, self._judge)
+        return body_of(name, params, self._engine.info, self._judge, is_whole=is_whole)
 
     def _conclude(self, bench: Workbench, outcome: Outcome) -> None:
         answers = distinct(outcome, self.request.answers)
@@ -265,6 +266,7 @@ class Run:
                 messages=request.messages,
                 tenant=request.tenant,
                 delimiters=engine.info.step_delimiters,
+                reads_whole=reads_whole(self._strategy, self._judge),
                 tree=tree,
                 drop=drop,
             )

@@ -217,14 +217,21 @@ class Search:
         found = judging.values.get(branch.id) if judging else None
         return found.value if found else math.nan
 
+    @property
+    def reads_whole(self) -> bool:
+        """Whether the judge is shown answers as a single step, for the aggregate `model`."""
+        return self._bench.judging is not None and self._bench.judging.reads_whole
+
     def step_values(self, branch: Branch) -> tuple[float, ...]:
-        """The process values of the whole answer so far; the single value of an outcome judge."""
+        """The process values of the answer so far; the single value where it is judged whole."""
         judging = self._bench.judging
         found = judging.values.get(branch.id) if judging else None
         return (found.steps or (found.value,)) if found else ()
 
     def aggregate(self, wanted: Aggregate | None) -> Aggregate:
         """How step values become one: as asked for, else as the judge's authors do it."""
+        if self.reads_whole:
+            return "model"
         return wanted or (self.judge.aggregate if self.judge else "last")
 
     def worth(self, branch: Branch, how: Aggregate | None = None) -> float:

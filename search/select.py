@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
+from reward_models.base import Aggregate as Aggregate
 from search.answers import canonical, equivalent
-
-Aggregate: TypeAlias = Literal["last", "min", "prod", "mean"]
-"""How the values of an answer's steps become one."""
 
 INVALID: Final = "[invalid]"
 """Stands for the answer of a text that states none; such texts form an ordinary group."""
@@ -22,6 +20,7 @@ _AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "min": min,
     "prod": math.prod,
     "mean": lambda values: sum(values) / len(values),
+    "model": lambda values: values[-1],  # the judge was shown a single step
 }
 
 

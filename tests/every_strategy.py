@@ -6,7 +6,7 @@ was drawn and judged.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +57,7 @@ class MeteredEngine:
         return self._metered(self.engine.sample(prefix, how, n=n, seeds=seeds), self.num_calls)
 
     async def _metered(
-        self, stream: AsyncGenerator[Delta | Continuation], call: int
+        self, stream: AsyncIterator[Delta | Continuation], call: int
     ) -> AsyncGenerator[Delta | Continuation]:
         async with closing(stream):
             async for item in stream:

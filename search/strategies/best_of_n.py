@@ -20,7 +20,8 @@ class BestOfNParams(Params):
     aggregate: Aggregate | None = Field(
         default=None,
         description="How the values of an answer's steps become one, with a judge that values "
-        "every step: the last, the smallest, their product or their mean.",
+        "every step: the last, the smallest, their product or their mean; or one value of the "
+        "whole (model).",
     )
 
 
