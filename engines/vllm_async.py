@@ -26,7 +26,7 @@ def open_engine(model_id: str, model: str, options: Mapping[str, Any]) -> VllmEn
         raise ModelLoadError(
             model or model_id,
             "vLLM is not installed here: `make setup-vllm` builds an environment for CPUs, "
-            f"`pip install 'bough[vllm]'` one for GPUs ({err})",
+            f"`pip install '.[vllm]'` in a checkout one for GPUs ({err})",
         ) from err
     from engines.vllm_backend import launch
     from engines.vllm_chat import VllmChat, read_tokenizer
