@@ -6,7 +6,6 @@ theirs to say.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
 from collections import Counter
@@ -16,7 +15,7 @@ from typing import Any, ClassVar, Final, Literal
 from pydantic import Field, model_validator
 
 from reward_models.base import RewardKind
-from search.answers import ANSWER_PHRASES, extract_answer
+from search.answers import ANSWER_PHRASES
 from search.base import Outcome, Params, Ranked
 from search.branch import Branch
 from search.entropic import Lookahead, horizon, modulated, normalised_entropy
@@ -32,8 +31,9 @@ from search.particles import (
 )
 from search.ranking import worth
 from search.search import Search
-from search.select import Aggregate, order_by_vote, vote
+from search.select import Aggregate, order_by_vote
 from search.tree import Drawn, Resampled
+from search.voting import groups_of
 
 _FLOOR: Final = 5e-6  # half a unit of the rounding of values: nothing is known beyond it
 
@@ -337,9 +337,7 @@ class Cloud:
             logs = [self._final_log(one) + math.log(max(1, copies[one])) for one in ended]
         weights = softmax(logs)  # of temperature 1: that of resampling says nothing of answers
         if self._params.choose == "vote":
-            answers = [extract_answer(one.text) for one in ended]
-            groups = await asyncio.to_thread(vote, answers, weights)  # algebra may take its time
-            return order_by_vote(groups, weights)
+            return order_by_vote(await groups_of(ended, weights), weights)
         (first,) = resample(weights, 1, "multinomial", self._rng)
         return [first, *(at for at in best_first if at != first)]
 

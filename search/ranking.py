@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Sequence
 
-from search.answers import extract_answer
 from search.base import Outcome, Ranked
 from search.branch import Branch
 from search.search import Search
-from search.select import Aggregate, order_by_vote, vote
+from search.select import Aggregate, order_by_vote
+from search.voting import groups_of
 
 
 def worth(search: Search, branch: Branch, how: Aggregate | None) -> float | None:
@@ -28,9 +27,7 @@ async def by_vote(
         rest = [one for one in search.best([*ended, *others]) if one is not search.root]
         return search.outcome([Ranked(one, worth(search, one, how)) for one in rest])
     weights = [worth(search, one, how) or 0.0 for one in voters]
-    answers = [extract_answer(one.text) for one in voters]
-    groups = await asyncio.to_thread(vote, answers, weights)  # algebra may take its time
-    order = order_by_vote(groups, weights)
+    order = order_by_vote(await groups_of(voters, weights), weights)
     return search.outcome([Ranked(voters[at], weights[at]) for at in order])
 
 

@@ -13,7 +13,7 @@ from reward_models.base import Aggregate as Aggregate
 from search.answers import canonical, equivalent
 
 INVALID: Final = "[invalid]"
-"""Stands for the answer of a text that states none; such texts form an ordinary group."""
+"""Stands for the answer of a text that states none."""
 
 _AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "last": lambda values: values[-1],
@@ -76,7 +76,10 @@ class Group:
 
 
 def vote(answers: Sequence[str | None], weights: Sequence[float]) -> list[Group]:
-    """Groups of equivalent answers, heaviest first; ties to the first to reach that total."""
+    """Groups of equivalent answers, heaviest first; ties to the first to reach that total.
+
+    Texts that state no answer are the last group, whatever they weigh: together they say nothing.
+    """
     members: list[list[int]] = []
     names: list[str] = []
     by_key: dict[Fraction | str, int] = {}
@@ -96,7 +99,9 @@ def vote(answers: Sequence[str | None], weights: Sequence[float]) -> list[Group]
             reached[group] = at
     # Sums of rounded values: without rounding again, ties would depend on the order of summation.
     totals = [round(total, 9) for total in totals]
-    order = sorted(range(len(names)), key=lambda group: (-totals[group], reached[group]))
+    order = sorted(
+        range(len(names)), key=lambda at: (names[at] == INVALID, -totals[at], reached[at])
+    )
     return [Group(names[one], tuple(members[one]), totals[one]) for one in order]
 
 

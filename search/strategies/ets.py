@@ -68,8 +68,9 @@ class Ets(Rebase):
     Source: Hooper et al., "ETS: Efficient Tree Search for Inference-Time Scaling", arXiv
     2502.13575, and its reference code; REBASE is arXiv 2408.00724.
     Differs: ties go to creation order in both allocations (the code uses two different orders);
-    the answer phrase is searched in the answer only, in completed lines; the encoder is the
-    generator itself by default; `coverage` and `node_cost` are ours and off by default.
+    the answer phrase is searched in the answer only, in completed lines; answers that state
+    nothing never win the vote, as a group they may in the code; the encoder is the generator
+    itself by default; `coverage` and `node_cost` are ours and off by default.
     """
 
     params: EtsParams

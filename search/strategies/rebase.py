@@ -45,7 +45,8 @@ class Rebase:
     for Problem-Solving with Language Models", arXiv 2408.00724, §3.1.3, and its reference code.
     Differs: the counts are those of the code, which sum to the width (the paper rounds each);
     ties go to creation order; the answer phrase is searched in the answer only, in completed
-    lines. The temperature is the code's 0.2 (the paper says 0.1).
+    lines; answers that state nothing never win the vote, as a group they may in the code. The
+    temperature is the code's 0.2 (the paper says 0.1).
     """
 
     params: RebaseParams

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from search.budget import level_share
 from search.cover import KeepProblem, node_shares, solve
-from search.select import rebase_counts, spread, vote
+from search.select import INVALID, rebase_counts, spread, vote
 from search.steps import split_steps
 
 rewards = st.lists(st.floats(0, 1, allow_nan=False).map(lambda one: round(one, 5)), min_size=1)
@@ -104,6 +104,8 @@ def test_steps_joined_are_the_text(text: str, delimiters: list[str]) -> None:
 def test_groups_partition_the_votes(answers: list[str | None]) -> None:
     groups = vote(answers, [1.0] * len(answers))
     assert sorted(at for group in groups for at in group.members) == list(range(len(answers)))
-    assert [group.weight for group in groups] == sorted(
-        (float(len(group.members)) for group in groups), reverse=True
+    stated = [group for group in groups if group.answer != INVALID]
+    assert groups[: len(stated)] == stated
+    assert [group.weight for group in stated] == sorted(
+        (float(len(group.members)) for group in stated), reverse=True
     )

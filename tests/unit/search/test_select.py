@@ -43,6 +43,14 @@ def test_symbolic_answers_share_a_group() -> None:
     assert groups[0].members == (0, 2, 3)
 
 
+def test_who_states_nothing_comes_last() -> None:
+    groups = vote([None, "7", None, "5", None], [1.0, 0.1, 1.0, 0.2, 1.0])
+    assert [one.answer for one in groups] == ["5", "7", INVALID]
+    assert [one.weight for one in groups] == [0.2, 0.1, 3.0]
+    assert order_by_vote(groups, [1.0, 0.1, 1.0, 0.2, 1.0]) == [3, 1, 0, 2, 4]
+    assert [one.answer for one in vote([None, None], [1, 1])] == [INVALID]
+
+
 def test_an_answer_that_reads_invalid_is_the_invalid_group() -> None:
     assert len(vote([INVALID, None], [1, 1])) == 1
 
