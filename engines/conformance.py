@@ -29,6 +29,7 @@ from engines.base import (
     Sampling,
     TokenIds,
 )
+from engines.conformance_drawing import DRAWING_CHECKS
 from engines.conformance_text import TEXT_CHECKS
 from engines.conformance_trial import (
     ContractBroken,
@@ -488,5 +489,5 @@ CHECKS: Final[tuple[Check, ...]] = (
     _check(a_closed_engine_says_so),
     _check(what_is_not_declared_is_refused),
     _check(hidden_states_are_rows, frozenset({Capability.TOKENS, Capability.HIDDEN_STATES})),
-    *(_check(body, requires) for body, requires in TEXT_CHECKS),
+    *(_check(body, requires) for body, requires in (*DRAWING_CHECKS, *TEXT_CHECKS)),
 )
