@@ -9,9 +9,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from engines.base import Capability
-from search.answers import ANSWER_PHRASES
-from search.base import Outcome, Params, Ranked
-from search.branch import Branch
+from search.base import Outcome, Params
+from search.levels import Levels
+from search.ranking import by_worth
 from search.search import Search
 from search.select import Aggregate, spread
 
@@ -60,34 +60,20 @@ class Beam:
 
     async def run(self, search: Search) -> Outcome:
         """Expand, judge, keep the best; the answer is the best that ended by itself."""
-        how = search.stepwise(self.params.max_step_tokens)
-        await search.score(search.given)
-        ended = search.usable(search.given)
-        beam = [search.root]
-        for _ in range(self.params.max_depth):
-            width = max(0, self.params.width - len(ended))
-            counts = spread(width, len(beam))
-            children = await search.expand_all(
-                zip(beam, counts, strict=True), how, last=True, closed_by=ANSWER_PHRASES
-            )
+        params = self.params
+        levels = await Levels.begin(search, params.max_step_tokens)
+        beam, width = [search.root], params.width - len(levels.ended)
+        for _ in range(params.max_depth):
+            children = await levels.grow(zip(beam, spread(max(0, width), len(beam)), strict=True))
             if not children:
                 break
-            await search.score(children)
-            children = search.usable(children)
-            ended += [one for one in children if one.finish is not None]
-            ranked = self._ranked(search, [one for one in children if one.finish is None])
-            beam = ranked[: min(self.params.num_kept, max(0, self.params.width - len(ended)))]
+            width = params.width - len(levels.ended)
+            ranked = sorted(
+                levels.still_open(children),
+                key=lambda one: -search.worth(one, params.aggregate),
+            )
+            beam = ranked[: min(params.num_kept, max(0, width))]
             search.prune(ranked[len(beam) :], "not among the best")
             if not beam:
                 break
-        best = self._ranked(search, [*ended, *beam])
-        best.sort(key=lambda one: not one.is_finished)
-        return search.outcome(
-            [Ranked(one, self._value(search, one)) for one in best if one is not search.root]
-        )
-
-    def _ranked(self, search: Search, branches: list[Branch]) -> list[Branch]:
-        return sorted(branches, key=lambda one: -self._value(search, one))
-
-    def _value(self, search: Search, branch: Branch) -> float:
-        return search.worth(branch, self.params.aggregate)
+        return by_worth(search, levels.ended, beam, params.aggregate)

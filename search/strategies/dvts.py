@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from engines.base import Capability, Sampling
-from search.answers import ANSWER_PHRASES
+from engines.base import Capability
 from search.base import Outcome, Params
 from search.branch import Branch
+from search.levels import Levels
 from search.ranking import by_vote, by_worth, worth
 from search.search import Search
 from search.select import Aggregate, spread
@@ -68,37 +68,32 @@ class Dvts:
 
     async def run(self, search: Search) -> Outcome:
         """In every subtree: draw, judge, keep the best; all subtrees together, level by level."""
-        how = search.stepwise(self.params.max_step_tokens)
-        await search.score(search.given)
-        ended = search.usable(search.given)
-        sizes = self.params.sizes(max(0, self.params.width - len(ended)))
+        levels = await Levels.begin(search, self.params.max_step_tokens)
+        sizes = self.params.sizes(max(0, self.params.width - len(levels.ended)))
         tips = [(search.root, size) for size in sizes]  # one for each subtree that goes on
         for _ in range(self.params.max_depth):
-            broods = await self._broods(search, tips, how)
-            children = [child for brood in broods for child in brood]
+            children = await levels.grow(tips)
             if not children:
                 break
-            await search.score(children)
-            ended += [one for one in search.usable(children) if one.finish is not None]
+            broods = self._broods(search, tips, children)
             best = [self._best(search, brood) for brood in broods]
             tips = [
                 (one, size)
                 for one, (_, size) in zip(best, tips, strict=True)
                 if one is not None and one.finish is None
             ]
-            lost = [one for one in search.usable(children) if one.finish is None]
             kept = {one for one, _ in tips}
-            search.prune([one for one in lost if one not in kept], "not the best of its subtree")
+            lost = [one for one in levels.still_open(children) if one not in kept]
+            search.prune(lost, "not the best of its subtree")
         rest = [one for one, _ in tips]
         if self.params.choose == "best":
-            return by_worth(search, ended, rest, self.params.aggregate)
-        return await by_vote(search, ended, rest, self.params.aggregate)
+            return by_worth(search, levels.ended, rest, self.params.aggregate)
+        return await by_vote(search, levels.ended, rest, self.params.aggregate)
 
-    async def _broods(
-        self, search: Search, tips: list[tuple[Branch, int]], how: Sampling
+    def _broods(
+        self, search: Search, tips: list[tuple[Branch, int]], children: list[Branch]
     ) -> list[list[Branch]]:
-        """The next steps of every subtree."""
-        children = await search.expand_all(tips, how, last=True, closed_by=ANSWER_PHRASES)
+        """The next steps by subtree."""
         if tips and tips[0][0] is search.root:  # dealt to the subtrees in order of submission
             ends = [sum(size for _, size in tips[: at + 1]) for at in range(len(tips))]
             starts = [0, *ends[:-1]]

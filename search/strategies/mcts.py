@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from engines.base import Capability
-from search.answers import ANSWER_PHRASES
 from search.base import Outcome, Params
 from search.branch import Branch
+from search.levels import Levels
 from search.puct import Backup, Node, deliver, depart, select
 from search.ranking import by_vote, by_worth, worth
 from search.search import Search
@@ -79,25 +79,16 @@ class Mcts:
     async def run(self, search: Search) -> Outcome:
         """Select, expand, judge, back up, until the simulations or the budget are used up."""
         params, grown = self.params, _Grown(search)
-        how = search.stepwise(params.max_step_tokens)
-        await search.score(search.given)
-        ended = search.usable(search.given)
+        levels = await Levels.begin(search, params.max_step_tokens)
         left = params.width
         while left > 0:
             leaves = grown.select(min(left, params.batch), params)
             if not leaves:
                 break
             left -= len(leaves)
-            children = await search.expand_all(
-                [(leaf, params.children) for leaf in leaves],
-                how,
-                last=True,
-                closed_by=ANSWER_PHRASES,
-            )
-            await search.score(children)
-            children = search.usable(children)
-            ended += [one for one in children if one.finish is not None]
-            grown.deliver(leaves, children, params)
+            children = await levels.grow([(leaf, params.children) for leaf in leaves])
+            grown.deliver(leaves, search.usable(children), params)
+        ended = levels.ended
         if not any(one.is_finished for one in ended):
             ended += await self._completed(search, grown)
         return await self._chosen(search, ended, grown)

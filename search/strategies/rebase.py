@@ -9,9 +9,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from engines.base import Capability
-from search.answers import ANSWER_PHRASES
 from search.base import Outcome, Params
 from search.branch import Branch
+from search.levels import Levels
 from search.ranking import by_vote
 from search.search import Search
 from search.select import Aggregate, rebase_counts
@@ -59,25 +59,19 @@ class Rebase:
     async def run(self, search: Search) -> Outcome:
         """Allocate, expand, judge, level by level; then vote."""
         params = self.params
-        how = search.stepwise(params.max_step_tokens)
-        await search.score(search.given)
-        ended = search.usable(search.given)
-        frontier = [search.root]
+        levels = await Levels.begin(search, params.max_step_tokens)
+        frontier, width = [search.root], params.width - len(levels.ended)
         for _ in range(params.max_depth):
-            counts = await self._allocate(search, frontier, max(0, params.width - len(ended)))
-            children = await search.expand_all(
-                zip(frontier, counts, strict=True), how, last=True, closed_by=ANSWER_PHRASES
-            )
+            counts = await self._allocate(search, frontier, max(0, width))
+            children = await levels.grow(zip(frontier, counts, strict=True))
             if not children:
                 frontier = [leaf for leaf, n in zip(frontier, counts, strict=True) if n]
                 break
-            await search.score(children)
-            children = search.usable(children)
-            ended += [one for one in children if one.finish is not None]
-            frontier = [one for one in children if one.finish is None]
-            if not frontier or len(ended) >= params.width:
+            frontier = levels.still_open(children)
+            width = params.width - len(levels.ended)
+            if not frontier or width <= 0:
                 break
-        return await by_vote(search, ended, frontier, params.aggregate)
+        return await by_vote(search, levels.ended, frontier, params.aggregate)
 
     async def shares(
         self, search: Search, leaves: Sequence[Branch], rewards: Sequence[float], width: int
