@@ -18,37 +18,39 @@ _DIGITS: Final = "[0-9]{3}"
 
 
 @dataclass(frozen=True)
-class Freezing:
-    """Hot up to a position, greedy from there on."""
+class Halves:
+    """One temperature up to a position, another from there on."""
 
     at: int
-    heat: float = 2.0
+    heats: tuple[float, float] = (2.0, 0.0)
 
     def temperature(self, position: int) -> float:
         """See `engines.base.Schedule`."""
-        return self.heat if position < self.at else 0.0
+        return self.heats[position >= self.at]
 
     def segments(self, max_pieces: int) -> list[tuple[int, float]]:
         """See `engines.base.Schedule`; two pieces."""
-        return [(0, self.heat), (self.at, 0.0)]
+        return [(0, self.heats[0]), (self.at, self.heats[1])]
 
 
 async def schedules_count_from_the_response(trial: Trial) -> None:
-    """An answer is greedy from where its schedule is, drawn in one piece or in steps."""
-    schedule = Freezing(6)
+    """An answer is greedy where its schedule is, drawn in one piece or in steps."""
     prefix, banned = await trial.open(), trial.engine.info.eos_ids
-    how = Sampling(max_tokens=_LENGTH, ban_ids=banned, schedule=schedule)
+    cold = Sampling(max_tokens=_LENGTH, ban_ids=banned, temperature=0.0)
+    at = 6
     for size in (None, 4, 9):
-        ids = await _drawn(trial, prefix, replace(how, max_step_tokens=size))
-        require(len(ids) == _LENGTH, f"{len(ids)} tokens of {_LENGTH}")
-        [stem] = await trial.engine.extend([(prefix, ids[: schedule.at])])
-        cold = Sampling(max_tokens=_LENGTH, ban_ids=banned, temperature=0.0)
-        greedy = await trial.child(trial.own(stem), cold)
-        tail = ids[schedule.at :]
-        require(
-            tail == greedy.token_ids,
-            f"in steps of {size}, {tail} were drawn and {greedy.token_ids} are the likeliest",
-        )
+        how = replace(cold, temperature=1.0, max_step_tokens=size)
+        frozen = await _drawn(trial, prefix, replace(how, schedule=Halves(at)))
+        thawed = await _drawn(trial, prefix, replace(how, schedule=Halves(at, (0.0, 2.0))))
+        require(len(frozen) == len(thawed) == _LENGTH, f"not {_LENGTH} tokens")
+        [stem] = await trial.engine.extend([(prefix, frozen[:at])])
+        tail = (await trial.child(trial.own(stem), cold)).token_ids
+        head = (await trial.child(prefix, replace(cold, max_tokens=at))).token_ids
+        for drawn, likeliest in ((frozen[at:], tail), (thawed[:at], head)):
+            require(
+                drawn == likeliest,
+                f"in steps of {size}, {drawn} were drawn and {likeliest} are the likeliest",
+            )
 
 
 async def _drawn(trial: Trial, prefix: Prefix, how: Sampling) -> TokenIds:

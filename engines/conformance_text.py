@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from engines.base import Capability, Constraint, Continuation, Finish, Sampling
-from engines.conformance_drawing import Freezing
+from engines.conformance_drawing import Halves
 from engines.conformance_trial import ContractBroken, NotApplicable, Trial, require
 from engines.errors import ContextLengthExceeded, EngineClosed, UnsupportedByEngine
 
@@ -216,7 +216,7 @@ async def what_text_cannot_do_is_refused(trial: Trial) -> None:
     odd = {
         Capability.CONSTRAINT: Sampling(max_tokens=2, constraint=Constraint(regex="[a-z]*")),
         Capability.DRAFTER: Sampling(max_tokens=2, drafter="adaptive"),
-        Capability.SCHEDULE: Sampling(max_tokens=2, schedule=Freezing(1)),
+        Capability.SCHEDULE: Sampling(max_tokens=2, schedule=Halves(1)),
     }
     for name, how in odd.items():
         if name not in has:

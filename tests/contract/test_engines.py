@@ -1,6 +1,7 @@
 """Every engine keeps the laws of `engines.conformance`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -72,9 +73,23 @@ class RestlessEngine(EchoEngine):
         return super().sample(prefix, how, n=n)
 
 
+class HastyEngine(EchoEngine):
+    """Counts the prompt as if it were answer: its schedules are over before they begin."""
+
+    def sample(self, prefix, how, *, n=1, seeds=None):  # type: ignore[no-untyped-def]
+        if how.schedule is not None:
+            at = how.schedule.at - prefix.response_start
+            how = replace(how, schedule=replace(how.schedule, at=at))
+        return super().sample(prefix, how, n=n, seeds=seeds)
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(LeakyEngine, "release_is_idempotent"), (RestlessEngine, "same_seed_same_tokens")],
+    [
+        (LeakyEngine, "release_is_idempotent"),
+        (RestlessEngine, "same_seed_same_tokens"),
+        (HastyEngine, "schedules_count_from_the_response"),
+    ],
 )
 async def test_the_checks_catch_what_they_are_for(
     kind: type[EchoEngine], name: str, monkeypatch: pytest.MonkeyPatch
