@@ -1,4 +1,4 @@
-"""Every strategy with every schedule, judge and budget, streamed or not: all pairs of them.
+"""Every strategy with every schedule, judge, aggregate and budget, streamed or not: all pairs.
 
 Time is the event loop's own here and passes with what the engine gives, a second an item, so that
 deadlines cut at the same place in every run.
@@ -17,7 +17,7 @@ from reward_models.base import RewardKind, RewardModel
 from reward_models.constant import ConstantJudge
 from reward_models.verifier import VerifierJudge
 from search.budget import Limits
-from search.errors import BudgetExhausted, MissingRewardModel
+from search.errors import BudgetExhausted, InvalidParameter, MissingRewardModel, SearchError
 from search.plugins import load
 from search.registry import make_strategy, strategy_class
 from search.run import Piece, Result, Run, RunRequest
@@ -53,6 +53,7 @@ FACTORS = {
     "strategy": list(load("bough.strategies")),
     "schedule": list(SCHEDULES),
     "judge": list(JUDGES),
+    "aggregate": [None, "model"],
     "limit": list(LIMITS),
     "streams": [False, True],
 }
@@ -95,16 +96,26 @@ def judge_of(kind: str) -> RewardModel | None:
     return ToyJudge(value, RewardKind(kind))
 
 
-def params_of(strategy: str) -> dict[str, Any]:
-    has_width = "width" in strategy_class(strategy).Params.model_fields
-    return {**({"width": WIDTH} if has_width else {}), **PARAMS.get(strategy, {})}
+def params_of(case: Mapping[str, Any]) -> dict[str, Any]:
+    """The case's parameters, as far as the strategy has them."""
+    strategy = case["strategy"]
+    wanted = {"width": WIDTH, "aggregate": case.get("aggregate"), **PARAMS.get(strategy, {})}
+    known = strategy_class(strategy).Params.model_fields
+    return {name: value for name, value in wanted.items() if name in known}
 
 
 def is_carried(case: Mapping[str, Any]) -> bool:
-    """Whether nothing in it is refused: judging strategies want a judge."""
-    if case.get("judge") != "no judge" or "strategy" not in case:
-        return True
-    return not make_strategy(case["strategy"], params_of(case["strategy"])).needs_judge
+    """Whether nothing in it is refused, as far as it is known."""
+    return "strategy" not in case or refusal_of(case) is None
+
+
+def refusal_of(case: Mapping[str, Any]) -> type[SearchError] | None:
+    """Judging strategies want a judge, and the verifier cannot read an answer as one step."""
+    params = params_of(case)
+    if case.get("judge") == "no judge":
+        return MissingRewardModel if make_strategy(case["strategy"], params).needs_judge else None
+    is_whole = case.get("judge") == "verifier" and params.get("aggregate") == "model"
+    return InvalidParameter if is_whole else None
 
 
 CASES = pairwise_cases(FACTORS, is_carried)
@@ -116,7 +127,7 @@ def make_run(
     planned = SCHEDULES[case["schedule"]]
     request = RunRequest(
         strategy=case["strategy"],
-        params=params_of(case["strategy"]),
+        params=params_of(case),
         messages=MESSAGES,
         sampling=Sampling(max_tokens=20, schedule=planned.get("schedule")),  # type: ignore[arg-type]
         seed=11,
@@ -203,17 +214,19 @@ def test_all_pairs(case: Case) -> None:
 
 
 REFUSED = [
-    {"strategy": strategy, "schedule": schedule, "judge": "no judge", "limit": limit}
-    for strategy, schedule, limit in product(FACTORS["strategy"], SCHEDULES, ("no limit", "tokens"))
-    if not is_carried({"strategy": strategy, "judge": "no judge"})
+    case
+    for values in product(*{**FACTORS, "limit": ["tokens"], "streams": [False]}.values())
+    if not is_carried(case := dict(zip(FACTORS, values, strict=True)))
 ]
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: "-".join(map(str, case.values())))
 def test_what_is_refused_is_refused_before_any_work(case: Case) -> None:
     engine = ToyEngine(sums)
-    with pytest.raises(MissingRewardModel, match=case["strategy"]):
-        make_run(case, engine, None, lambda: 0.0)
+    wanted = refusal_of(case)
+    assert wanted is not None
+    with pytest.raises(wanted, match=case["strategy"]):
+        make_run(case, engine, judge_of(case["judge"]), lambda: 0.0)
     assert not engine.calls
 
 
