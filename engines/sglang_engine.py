@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import httpx
@@ -168,6 +169,7 @@ class SGLangEngine:
         """See `Engine.health`; a worker that is back is used again."""
         if self._is_closed:
             return Health.DEAD
+        self._start_watching()  # whoever is asked for health before any request must know, too
         return Health.READY if self._pool.is_alive else Health.AWAY
 
     async def extend(self, pairs: Sequence[tuple[Prefix, TokenIds]]) -> list[Prefix]:
@@ -240,10 +242,11 @@ class SGLangEngine:
             await worker.settle()
         await self._client.aclose()
 
-    def start_watching(self) -> None:
-        """Look after the workers from now on; needs a running event loop."""
-        if self._watch is None:
-            self._watch = asyncio.get_running_loop().create_task(self._pool.watch())
+    def _start_watching(self) -> None:
+        """Look after the workers from now on, if an event loop runs already."""
+        if self._watch is None or self._watch.done():
+            with suppress(RuntimeError):
+                self._watch = asyncio.get_running_loop().create_task(self._pool.watch())
 
     def _tell(self, task: asyncio.Task[None], items: _Items) -> None:
         """The reader of a branch that failed, whatever the reason, must not wait for it."""
@@ -272,7 +275,7 @@ class SGLangEngine:
     def _require_open(self) -> None:
         if self._is_closed:
             raise EngineClosed(f"the engine of model {self.info.model_id!r} was closed")
-        self.start_watching()
+        self._start_watching()
 
     def _require_ids(self, ids: Sequence[int]) -> None:
         """One id outside the vocabulary ends the whole worker."""

@@ -409,7 +409,6 @@ async def test_a_dead_worker_is_left_out(start: Start) -> None:
 async def test_health_is_seen_without_a_request(start: Start) -> None:
     server = start()
     async with opened(server, health_s=0.01) as engine:
-        await engine.open(PROMPT)
         server.kill()
         async with asyncio.timeout(20):
             while engine.health is Health.READY:  # noqa: ASYNC110 - nobody says when it changes
