@@ -87,6 +87,21 @@ async def claims(client: httpx.AsyncClient) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if 'state="claimed"' in line)
 
 
+def kill_engine(server: subprocess.Popen[str]) -> None:
+    cores = [pid for pid in members(server.pid) if pid != server.pid]
+    assert cores
+    for pid in cores:
+        os.kill(pid, signal.SIGKILL)
+
+
+async def ended(server: subprocess.Popen[str]) -> None:
+    """SIGTERM is obeyed, and nothing is left behind."""
+    server.send_signal(signal.SIGTERM)
+    await until(lambda: server.poll() is not None)
+    assert server.returncode == 0
+    assert not members(server.pid)
+
+
 async def dies_under_a_search(model: Path, server: subprocess.Popen[str], url: str) -> None:
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         assert (await client.post(CHAT, json=asked(model, 8))).status_code == 200
@@ -97,10 +112,7 @@ async def dies_under_a_search(model: Path, server: subprocess.Popen[str], url: s
         async with asyncio.timeout(60):
             while not await has_begun(client):
                 pass
-        cores = [pid for pid in members(server.pid) if pid != server.pid]
-        assert cores
-        for pid in cores:
-            os.kill(pid, signal.SIGKILL)
+        kill_engine(server)
         async with asyncio.timeout(SOON_S):
             reply = await cut_off
             assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_unavailable")
@@ -115,11 +127,13 @@ async def test_an_engine_that_died_is_red_until_the_process_is_started_again(
 ) -> None:
     with served(tiny_model, 0) as (server, url):
         await dies_under_a_search(tiny_model, server, url)
-        server.send_signal(signal.SIGTERM)
-        await until(lambda: server.poll() is not None)
-        assert server.returncode == 0
-        assert not members(server.pid)
-    with served(tiny_model, int(url.rsplit(":", 1)[1])) as (_, again):
+        await ended(server)
+    with served(tiny_model, int(url.rsplit(":", 1)[1])) as (server, again):
         async with httpx.AsyncClient(base_url=again, timeout=60) as client:
             assert (await client.get("/health/ready")).status_code == 200
             assert (await client.post(CHAT, json=asked(tiny_model, 8))).status_code == 200
+            kill_engine(server)  # while it has nothing to do
+            async with asyncio.timeout(SOON_S):
+                while (await client.get("/health/live")).status_code == 200:
+                    pass
+            assert (await client.get("/health/ready")).status_code == 503
