@@ -99,7 +99,7 @@ async def ended(server: subprocess.Popen[str]) -> None:
     server.send_signal(signal.SIGTERM)
     await until(lambda: server.poll() is not None)
     assert server.returncode == 0
-    assert not members(server.pid)
+    await until(lambda: not members(server.pid))  # Python's resource tracker is the last to go
 
 
 async def dies_under_a_search(model: Path, server: subprocess.Popen[str], url: str) -> None:
