@@ -75,7 +75,7 @@ def sums(text: str) -> Mapping[str, float]:
     """One to three lines, each a sum that may be wrong."""
     line = text.rsplit("\n", 1)[-1]
     if len(line) == 2:
-        return {"2": 0.6, "3": 0.4}
+        return {"2": 0.3, "3": 0.3, "5": 0.4}
     if line or not text:
         return {"1=2\n"[len(line)] if len(line) < 4 else END: 1.0}
     return {END: 1.0} if text.count("\n") == 3 else {END: 0.4, "1": 0.6}
@@ -130,7 +130,7 @@ def make_run(
         params=params_of(case),
         messages=MESSAGES,
         sampling=Sampling(max_tokens=20, schedule=planned.get("schedule")),  # type: ignore[arg-type]
-        seed=11,
+        seed=17,
         limits=LIMITS[case["limit"]],
         run_id="composed",
         unsized=planned.get("unsized"),  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ def make_run(
 
 async def played(case: Case, loop: PacedLoop) -> tuple[Run, Result | BudgetExhausted, str]:
     """The run, what came of it, and what was streamed of it; every claim is back."""
-    engine, judge = ToyEngine(sums), judge_of(case["judge"])
+    engine, judge = ToyEngine(sums, context_tokens=2000), judge_of(case["judge"])
     engine.on_item = loop.tick
     run = make_run(case, engine, judge, loop.time)
     came: Result | BudgetExhausted
@@ -242,14 +242,17 @@ def pairs_of(case: Mapping[str, Any]) -> list[tuple[tuple[str, Any], ...]]:
     return list(combinations(case.items(), 2))
 
 
-def test_limits_do_cut() -> None:
-    """Each of the limits is small enough to end some run early, and large enough for answers."""
+def test_what_the_cases_reach() -> None:
+    """Each limit ends some run early and lets others answer; candidates differ, so one is asked."""
     ends: dict[str, set[str]] = {limit: set() for limit in LIMITS}
+    resolved: set[str] = set()
     for case in CASES:
         _, came, _ = play(case)
         ends[case["limit"]].add(came.stop_reason if isinstance(came, Result) else "nothing")
+        resolved.add(came.resolved if isinstance(came, Result) else "")
     assert ends["no limit"] == {"done"}
     assert ends["no candidate"] == {"nothing"}
     assert "deadline" in ends["deadline"]
     for limit in ("tokens", "candidates", "reward calls"):
         assert "budget" in ends[limit]
+    assert any("the model named no candidate" in one for one in resolved)
