@@ -253,10 +253,14 @@ class Search:
         """A vector for each branch's last step, (n, d): hidden states, else TF-IDF of the text."""
         if Capability.HIDDEN_STATES not in self.engine.capabilities:
             return await tfidf_beside_the_loop([branch.step.text for branch in branches])
-        claims = [self._bench.claims.claim(branch) for branch in branches]
-        sizes = [max(1, len(branch.step.token_ids)) for branch in branches]
+        keys = [(branch.token_ids, len(branch.step.token_ids)) for branch in branches]
+        distinct = dict(zip(keys, branches, strict=True))  # equal branches have one vector
+        claims = [self._bench.claims.claim(branch) for branch in distinct.values()]
+        sizes = [max(1, size) for _, size in distinct]
         async with self.budget.in_time():
-            return await self._bench.engine.embed(claims, sizes)
+            vectors = await self._bench.engine.embed(claims, sizes)
+        row_of = {key: row for row, key in enumerate(distinct)}
+        return vectors[[row_of[key] for key in keys]]
 
     async def ask(
         self, messages: Sequence[ChatMessage], how: Sampling | None = None

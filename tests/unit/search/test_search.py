@@ -213,3 +213,25 @@ async def test_ending_with_nothing_is_a_bug(try_out: TryOut) -> None:
 
     with pytest.raises(BrokenContract, match="without a single candidate"):
         await try_out(body, ToyEngine(LETTERS))
+
+
+async def test_equal_branches_are_embedded_once(try_out: TryOut) -> None:
+    engine = ToyEngine(one_of({"a\n": 0.5, "b\n": 0.5}))
+    asked: list[int] = []
+    embed = engine.embed
+
+    async def counting(prefixes: object, last_tokens: list[int]) -> object:
+        asked.append(len(last_tokens))
+        return await embed(prefixes, last_tokens)  # type: ignore[arg-type]
+
+    engine.embed = counting  # type: ignore[assignment,method-assign]
+
+    async def body(search: Search) -> Outcome:
+        level = await search.expand(search.root, 12, search.stepwise())
+        vectors = await search.embed(level)
+        assert asked == [len({one.text for one in level})]
+        for one, vector in zip(level, vectors, strict=True):
+            assert vector[ord(one.text[0])] == 1
+        return first(search, level)
+
+    await try_out(body, engine)
