@@ -94,12 +94,12 @@ async def _compare(bench: Bench, saplings: Saplings, width: int) -> None:
         if got is None:
             return
         rows[contender.strategy] = got
+        cache, peak = got["mean_kv"].mean(), got["peak_kv"].mean()
         bench.say(
             f"{contender.strategy}({contender}): {got.right.mean():.3f} right, "
-            f"{got.tokens.mean():.0f} tokens, cache {got['mean_kv'].mean():.0f} tokens in the mean "
-            f"and {got['peak_kv'].mean():.0f} at the peak, "
-            f"merged {got['mean_kv_merged'].mean():.0f} in the mean, {got['steps'].mean():.0f} decode steps, "
-            f"{got.seconds.mean():.3f} s (n={count})"
+            f"{got.tokens.mean():.0f} tokens, cache {cache:.0f} tokens in the mean and {peak:.0f} "
+            f"at the peak, merged {got['mean_kv_merged'].mean():.0f} in the mean, "
+            f"{got['steps'].mean():.0f} decode steps, {got.seconds.mean():.3f} s (n={count})"
         )
     kv = paired.quotient(rows["rebase"]["mean_kv"], rows["ets"]["mean_kv"], bench.seed)
     bench.put_measured(f"headline.ets.kv_reduction.w{width}", kv, unit="ratio", better="higher")
