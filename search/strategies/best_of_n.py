@@ -8,7 +8,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from engines.base import Capability
-from search.base import Outcome, Params, Ranked
+from search.base import Outcome, Params
+from search.ranking import by_worth
 from search.search import Search
 from search.select import Aggregate
 
@@ -40,9 +41,5 @@ class BestOfN:
         fresh = max(0, self.params.width - len(search.given))
         samples = [*search.given, *await search.expand(search.root, fresh, last=True)]
         await search.score(samples)
-        ranked = [
-            Ranked(one, search.worth(one, self.params.aggregate)) for one in search.usable(samples)
-        ]
         # An answer that was cut competes only when none ended by itself.
-        ranked.sort(key=lambda one: (not one.branch.is_finished, -(one.score or 0.0)))
-        return search.outcome(ranked)
+        return by_worth(search, search.usable(samples), (), self.params.aggregate)
