@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from engines.base import Capability
 from engines.errors import ModelLoadError
 from engines.openai_dialects import ContinueStyle
+
+NO_KEY: Final = "none"
+"""What is sent where there is no key."""
 
 Mode = Literal["auto", "chat", "completions", "continue"]
 DialectName = Literal["auto", "plain", "vllm", "sglang", "llamacpp", "ollama", "bough"]
@@ -69,7 +72,7 @@ class OpenAIOptions(BaseModel):
         Raises:
             ModelLoadError: The variable or the file that should hold it does not.
         """
-        return read_key(self.api_key, self.api_key_env, self.api_key_file) or "none"
+        return read_key(self.api_key, self.api_key_env, self.api_key_file) or NO_KEY
 
 
 def read_key(given: SecretStr, variable: str, file: Path | None) -> str:

@@ -25,7 +25,7 @@ from engines.errors import (
     ModelLoadError,
     UpstreamRefused,
 )
-from engines.openai_options import OpenAIOptions
+from engines.openai_options import NO_KEY, OpenAIOptions
 
 _MAX_QUOTE: Final = 300
 _FIRST_WAIT_S: Final = 0.25
@@ -211,7 +211,7 @@ class Upstream:
         """The upstream's own words, one short line, the key blotted out."""
         cause = err.__cause__ if isinstance(err, openai.APIConnectionError) else None
         text = " ".join(str(cause or err or type(err).__name__).split())
-        return text.replace(self._key, "***")[:_MAX_QUOTE]
+        return (text if self._key == NO_KEY else text.replace(self._key, "***"))[:_MAX_QUOTE]
 
     def _ask(self, path: str, body: dict[str, Any] | None) -> object:
         """One question before the server starts; None where there is no such route."""

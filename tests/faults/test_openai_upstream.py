@@ -100,6 +100,13 @@ async def test_the_key_is_in_no_message(status: int, caplog: pytest.LogCaptureFi
         assert script.keys == ["Bearer sk-secret"]
 
 
+async def test_what_stands_for_no_key_is_not_blotted_out() -> None:
+    script = Script([(400, {"error": {"message": "none of the tools fits"}})])
+    with scripted(script) as url:
+        assert "none of the tools fits" in str(await failure(engine_at(url)))
+        assert script.keys == ["Bearer none"]
+
+
 @pytest.mark.parametrize(
     ("status", "named"), [(404, "engine.model"), (400, "temperature"), (422, "temperature")]
 )
