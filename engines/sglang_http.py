@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from engines.sglang_options import SGLangOptions, WorkerOptions, parse
 from engines.sglang_pool import Pool
 from engines.sglang_wire import NotTaken
 from engines.sglang_worker import Worker
+
+log = logging.getLogger("bough.engines.sglang")
 
 _POLL_S: Final = 0.5
 _KEEP_ALIVE_S: Final = 2.0
@@ -56,6 +59,8 @@ def open_engine(model_id: str, model: str, options: Mapping[str, Any]) -> SGLang
                 url,
                 "this worker was started with --is-embedding and cannot generate: it is a judge",
             )
+    if len(paths := {info.model_path for info in known}) > 1:  # one model may lie in two places
+        log.warning("the workers of %r serve %s", model_id, ", ".join(sorted(paths)))
     directory = chosen.tokenizer or Path(known[0].model_path)
     local = read_model(directory)
     engine_info = _info(model_id, local, known, chosen)

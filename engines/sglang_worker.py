@@ -172,6 +172,9 @@ class Worker:
         if not info.is_generation or (must_be_seeded and not info.is_seeded):
             log.warning("%s is back, but not as a generator with seeds; it is left out", self.url)
             return False
+        if self.info is not None and info.model_path != self.info.model_path:
+            log.warning("%s is back with %s; it is left out", self.url, info.model_path)
+            return False
         self.info, self.is_alive = info, True
         return True
 

@@ -385,6 +385,36 @@ async def test_a_worker_may_come_back_otherwise(start: Start) -> None:
             await child(engine, await engine.open(PROMPT), how)
 
 
+async def test_a_worker_that_comes_back_with_another_model_is_left_out(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = start()
+    async with opened(first, health_s=60) as engine:
+        first.kill()
+        with pytest.raises(EngineClosed):
+            await child(engine, await engine.open(PROMPT), GREEDY)
+        other = FakeServer(FakeOptions(model_path=str(fake_model(tmp_path))), first.port)
+        try:
+            with pytest.raises(EngineClosed, match="no worker"):
+                await child(engine, await engine.open(PROMPT), GREEDY)
+            sent = [one["sampling_params"]["max_new_tokens"] for one in other.fake.requests]
+            assert set(sent) == {1}  # it was asked what it is, and nothing else
+        finally:
+            other.stop()
+    assert f"is back with {tmp_path}" in caplog.text
+
+
+async def test_workers_of_two_models_are_told_of(
+    start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = start(), FakeServer(FakeOptions(model_path=str(fake_model(tmp_path))))
+    try:
+        async with opened(one, other):
+            assert str(tmp_path) in caplog.text
+    finally:
+        other.stop()
+
+
 async def test_a_bug_of_ours_reaches_the_reader(start: Start) -> None:
     async with opened(start()) as engine:
         items = engine.sample(await engine.open(PROMPT), GREEDY, n=2)
