@@ -178,7 +178,7 @@ def share(count: float, n: int) -> Measured:
     p = count / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Measured(p, n, middle - half, middle + half)
+    return Measured(p, n, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def auroc(labels: Sequence[bool], rewards: Sequence[float]) -> Measured:

@@ -26,13 +26,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 from rich.console import Console
 from rich.table import Table
@@ -40,6 +40,9 @@ from rich.table import Table
 from models.evaluate import Measured
 
 Better = Literal["higher", "lower"]
+Arguments: TypeAlias = Callable[[argparse.ArgumentParser], None]
+"""Adds a bench's own options."""
+
 DEFAULT_OUT: Final = Path("bench-results")
 _MEASURED: Final = ("engines", "loadtests", "models", "reward_models", "search", "stores")
 _ROOT: Final = Path(__file__).resolve().parents[2]
@@ -80,6 +83,7 @@ class Options:
         n: Size of the sample; None is the bench's own default.
         only: Globs of the figures wanted; empty wants all.
         limit_s: Start nothing new after so many seconds.
+        extra: Options that only this bench has, by name; figures of other ones are not its own.
     """
 
     out: Path = DEFAULT_OUT
@@ -87,6 +91,7 @@ class Options:
     n: int | None = None
     only: tuple[str, ...] = ()
     limit_s: float | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Bench:
@@ -100,12 +105,14 @@ class Bench:
         self.out = options.out
         self.seed = options.seed
         self.n = options.n
+        self.extra = options.extra
         # A pipe gets whole rows, however narrow the terminal that is not there.
         self.console = Console() if sys.stdout.isatty() else Console(width=160)
         self._only = options.only
         self._clock = clock
         self._end = None if options.limit_s is None else clock() + options.limit_s
         self._asked = {"seed": options.seed, "n": options.n, "code": code_hash()}
+        self._asked |= {name: str(value) for name, value in options.extra.items() if value}
         self._wanted: list[str] = []
         self._file = options.out / f"{name}.json"
         options.out.mkdir(parents=True, exist_ok=True)
@@ -266,9 +273,12 @@ class Journal:
 class BenchCommand:
     """A bench as a command; calling it runs the bench itself."""
 
-    def __init__(self, name: str, body: Callable[[Bench], None]) -> None:
+    def __init__(
+        self, name: str, body: Callable[[Bench], None], arguments: Arguments | None = None
+    ) -> None:
         self.name = name
         self._body = body
+        self._arguments = arguments
         self.__doc__ = body.__doc__
 
     def __call__(self, bench: Bench) -> None:
@@ -280,7 +290,7 @@ class BenchCommand:
 
         What was measured is printed even when the bench fails half way.
         """
-        options = parse_options(self.name, argv)
+        options = parse_options(self.name, argv, self._arguments)
         try:
             bench = Bench(self.name, options)
             try:
@@ -293,12 +303,14 @@ class BenchCommand:
         return 0 if is_whole else 1
 
 
-def bench_command(name: str) -> Callable[[Callable[[Bench], None]], BenchCommand]:
-    """Make a function of a `Bench` a command."""
-    return lambda body: BenchCommand(name, body)
+def bench_command(
+    name: str, arguments: Arguments | None = None
+) -> Callable[[Callable[[Bench], None]], BenchCommand]:
+    """Make a function of a `Bench` a command, with `arguments` of its own."""
+    return lambda body: BenchCommand(name, body, arguments)
 
 
-def parse_options(name: str, argv: Sequence[str]) -> Options:
+def parse_options(name: str, argv: Sequence[str], arguments: Arguments | None = None) -> Options:
     """Options from a command line; argparse exits with 2 on a wrong one."""
     parser = argparse.ArgumentParser(prog=f"bough bench {name}")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="folder of the results")
@@ -306,9 +318,13 @@ def parse_options(name: str, argv: Sequence[str]) -> Options:
     parser.add_argument("--n", type=_positive, help="size of the sample")
     parser.add_argument("--only", default="", help="figures wanted, as GLOB[,GLOB...]")
     parser.add_argument("--limit-s", type=float, help="start nothing new after so many seconds")
-    given = parser.parse_args(argv)
-    only = tuple(glob.strip() for glob in given.only.split(",") if glob.strip())
-    return Options(given.out, given.seed, given.n, only, given.limit_s)
+    if arguments is not None:
+        arguments(parser)
+    given = vars(parser.parse_args(argv))
+    common = [given.pop(name) for name in ("out", "seed", "n", "only", "limit_s")]
+    out, seed, n, only, limit_s = common
+    globs = tuple(glob.strip() for glob in only.split(",") if glob.strip())
+    return Options(out, seed, n, globs, limit_s, given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

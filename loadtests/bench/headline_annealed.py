@@ -15,9 +15,9 @@ import numpy as np
 
 from loadtests.bench import paired
 from loadtests.bench.figures import Bench
+from loadtests.bench.questions import Question
 from loadtests.bench.saplings import Saplings, open_saplings
 from loadtests.bench.trials import Contender, Lab, Rows
-from models.tasks import sums
 from search.answers import extract_answer
 from search.estimators import majority_at_k, pass_at_k
 from search.run import Result
@@ -125,11 +125,11 @@ def _lab(bench: Bench, saplings: Saplings, split: Any) -> Lab:
     return Lab(bench, saplings, split, name="annealed", probe=_probe)
 
 
-def _probe(problem: sums.Problem, result: Result, tree: SearchTree) -> dict[str, float]:
+def _probe(question: Question, result: Result, tree: SearchTree) -> dict[str, float]:
     """Both measures over all samples drawn, and the median length of those that ended."""
     samples = [one.content for one in result.candidates]
     lengths = [one.num_tokens for one in result.candidates]
-    right = [sums.is_right(problem, one) for one in samples]
+    right = [question.is_right(one) for one in samples]
     groups = vote([extract_answer(one) for one in samples], [1.0] * len(samples))
     stated = [group for group in groups if group.answer != INVALID]
     votes = [len(group.members) for group in stated]

@@ -14,6 +14,7 @@ from typing import Final
 
 from loadtests.bench import paired
 from loadtests.bench.figures import Bench
+from loadtests.bench.questions import Question, question_of
 from loadtests.bench.saplings import Saplings, open_saplings
 from loadtests.bench.trials import Contender, Lab, Rows
 from models.tasks import sums
@@ -96,13 +97,14 @@ async def _ran(
 
 
 def _lab(bench: Bench, saplings: Saplings, split: Split) -> Lab:
-    problems = partial(mixture, seed=bench.seed, split=split)
-    return Lab(bench, saplings, split, name="auto", problems=problems)
+    source = partial(mixture, seed=bench.seed, split=split)
+    return Lab(bench, saplings, split, name="auto", source=source)
 
 
-def mixture(count: int, *, seed: int, split: Split) -> list[sums.Problem]:
+def mixture(count: int, *, seed: int, split: Split) -> list[Question]:
     """Easy and hard problems in turns."""
-    return [_problem(index, seed, split) for index in range(count)]
+    problems = [_problem(index, seed, split) for index in range(count)]
+    return [question_of(problem, sums.is_right) for problem in problems]
 
 
 def _problem(index: int, seed: int, split: Split) -> sums.Problem:

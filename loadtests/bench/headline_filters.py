@@ -16,9 +16,9 @@ import numpy as np
 from loadtests.bench import paired
 from loadtests.bench.figures import Bench
 from loadtests.bench.overconfident import Overconfident
+from loadtests.bench.questions import Question
 from loadtests.bench.saplings import Saplings, open_saplings
 from loadtests.bench.trials import Contender, Lab, Rows
-from models.tasks import sums
 from models.tasks.base import Split
 from search.run import Result
 from search.tree import SearchTree
@@ -97,12 +97,12 @@ async def _tuned(bench: Bench, saplings: Saplings) -> Mapping[str, Any] | None:
 
 
 def _lab(bench: Bench, saplings: Saplings, judge: str, split: Split) -> Lab:
-    if judge == "overconfident":
+    if judge == "overconfident" and saplings.judge is not None:
         saplings = replace(saplings, judge=Overconfident(saplings.judge, bench.seed))
     return Lab(bench, saplings, split, name=f"filters.{judge}", probe=_probe)
 
 
-def _probe(problem: sums.Problem, result: Result, tree: SearchTree) -> dict[str, Any]:
+def _probe(question: Question, result: Result, tree: SearchTree) -> dict[str, Any]:
     """Distinct ancestors of a draw, in the mean; distinct first steps behind the last draw."""
     draws = [event.data for event in tree.events() if event.kind == "drawn"]
     if not draws:  # every particle finished in one step

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from engines.embedded.engine import EmbeddedEngine
 from loadtests.bench.figures import Bench
 from loadtests.bench.headline_trees import WIDTHS, tuned
 from loadtests.bench.saplings import Saplings, open_saplings, seed_of
@@ -110,6 +111,7 @@ async def _block(bench: Bench, saplings: Saplings, contender: Contender, block: 
     problems = held_out(count * _BLOCKS, bench.seed)[block * count : (block + 1) * count]
     todo = list(enumerate(problems))
     engine, tokens = saplings.engine, 0
+    assert isinstance(engine, EmbeddedEngine)
     engine.reset_peak()
     before, drawn, steps = engine.stats().tokens_computed, *engine.decoded
     began = time.perf_counter()

@@ -15,9 +15,9 @@ from typing import Any, Final
 from loadtests.bench import paired
 from loadtests.bench.figures import Bench
 from loadtests.bench.kv_trace import kv_trace
+from loadtests.bench.questions import Question
 from loadtests.bench.saplings import Saplings, open_saplings
 from loadtests.bench.trials import Contender, Lab, Rows
-from models.tasks import sums
 from search.run import Result
 from search.tree import SearchTree
 
@@ -71,7 +71,7 @@ def _ets(width: int, lambda_b: float) -> Contender:
     return Contender("ets", width, {"lambda_b": lambda_b, "lambda_d": LAMBDA_D[width]})
 
 
-def _probe(problem: sums.Problem, result: Result, tree: SearchTree) -> dict[str, Any]:
+def _probe(question: Question, result: Result, tree: SearchTree) -> dict[str, Any]:
     trace = kv_trace(tree.branches, tree.prompt_tokens)
     merged = kv_trace(tree.branches, tree.prompt_tokens, merged=True)
     return {

@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
-from engines.base import Continuation, Engine, Sampling
-from engines.embedded.engine import EmbeddedEngine, open_engine
+from engines.base import ChatMessage, Continuation, Engine, Sampling
+from engines.embedded.engine import open_engine
+from engines.errors import EngineError
 from loadtests.bench.figures import BenchError
 from models.registry import bundled
 from models.tasks import sums
 from models.tasks.base import messages_of
 from reward_models.base import Candidate, RewardModel
+from reward_models.errors import RewardError
 from reward_models.process import open_judge
 from search.budget import Limits
 from search.run import Result, Run, RunRequest
 from search.tree import SearchTree
+from server.catalog import opened
+from server.errors import ServerError
+from server.settings import load
 
 GENERATOR: Final = "sapling-sums"
 JUDGE: Final = "sapling-prm"
 OPTIONS: Final[Mapping[str, Any]] = {"device": "cpu", "dtype": "float32"}
 IN_FLIGHT: Final = 24
-_MAX_TOKENS: Final = 256
+MAX_TOKENS: Final = 256
 
 
 @dataclass(frozen=True)
 class Saplings:
-    """Generator and judge, both loaded."""
+    """A generator and its judge, both loaded: the bundled ones, or others in their place.
 
-    engine: EmbeddedEngine
-    judge: RewardModel
+    Attributes:
+        engine: The generator.
+        judge: The judge; None where there is none.
+        max_tokens: Of an answer.
+    """
+
+    engine: Engine
+    judge: RewardModel | None
+    max_tokens: int = MAX_TOKENS
 
     async def search(
         self,
-        problem: sums.Problem,
+        messages: Sequence[ChatMessage],
         strategy: str,
         params: Mapping[str, Any],
         seed: int,
@@ -46,12 +60,12 @@ class Saplings:
         tenant: str = "",
         sampling: Mapping[str, Any] | None = None,
     ) -> tuple[Result, SearchTree]:
-        """One run to its end. Answers may have 256 tokens; no other limit."""
-        how = Sampling(max_tokens=_MAX_TOKENS, tenant=tenant)
+        """One run to its end; only an answer's length is limited."""
+        how = Sampling(max_tokens=self.max_tokens, tenant=tenant)
         request = RunRequest(
             strategy=strategy,
             params=params,
-            messages=tuple(messages_of(problem)),
+            messages=tuple(messages),
             sampling=replace(how, **(sampling or {})),
             seed=seed,
             limits=Limits(),
@@ -70,7 +84,8 @@ class Saplings:
         tenant: str = "",
     ) -> Result:
         """The result of `search` alone."""
-        result, _ = await self.search(problem, strategy, params, seed, tenant=tenant)
+        messages = messages_of(problem)
+        result, _ = await self.search(messages, strategy, params, seed, tenant=tenant)
         return result
 
     async def complete(
@@ -80,7 +95,7 @@ class Saplings:
         prompt = self.engine.render(messages)
         assert isinstance(prompt, tuple)
         claim = await self.engine.open(prompt + self.engine.encode(prefix))
-        how = Sampling(temperature=temperature, max_tokens=_MAX_TOKENS, deltas=False)
+        how = Sampling(temperature=temperature, max_tokens=self.max_tokens, deltas=False)
         seeds = [seed_of(messages[-1]["content"], prefix, index) for index in range(n)]
         texts = [""] * n
         try:
@@ -94,6 +109,7 @@ class Saplings:
 
     async def rewards(self, messages: list[dict[str, str]], steps: list[str]) -> list[float]:
         """The judge's value of each step: `models.evaluate.Judge`."""
+        assert self.judge is not None
         candidate = Candidate(tuple(messages), "".join(steps), (), tuple(steps))
         (score,) = await self.judge.score([candidate])
         return list(score.steps)
@@ -101,12 +117,16 @@ class Saplings:
 
 @asynccontextmanager
 async def open_saplings(
-    *, of_generator: Mapping[str, Any] | None = None, **options: Any
+    *,
+    of_generator: Mapping[str, Any] | None = None,
+    max_tokens: int = MAX_TOKENS,
+    **options: Any,
 ) -> AsyncIterator[Saplings]:
     """Load both; on leaving, check that nothing stayed claimed, and close both.
 
     Args:
         of_generator: Options of the generator's runtime alone.
+        max_tokens: Of an answer.
         options: Of both runtimes, beside `OPTIONS`.
 
     Raises:
@@ -121,12 +141,37 @@ async def open_saplings(
     try:
         judge = open_judge(JUDGE, str(found[JUDGE]), {**OPTIONS, **options})
         try:
-            yield Saplings(engine, judge)
+            yield Saplings(engine, judge, max_tokens)
             await _nothing_claimed(engine, judge)
         finally:
             await judge.aclose()
     finally:
         await engine.aclose()
+
+
+@asynccontextmanager
+async def open_configured(
+    config: Path, model: str | None, judge: str | None, max_tokens: int
+) -> AsyncIterator[Saplings]:
+    """A model and a judge of a server's settings.
+
+    Args:
+        config: The settings' file.
+        model: Which model; the first by default.
+        judge: Which reward model; the model's own by default.
+        max_tokens: Of an answer.
+
+    Raises:
+        BenchError: The settings cannot be read, or do not have these.
+    """
+    try:
+        settings = load(parsed=argparse.Namespace(config=config)).settings
+        async with opened(settings) as catalog:
+            served, _ = catalog.find(model or next(iter(catalog.models)))
+            name = judge or served.settings.reward_model
+            yield Saplings(served.engine, catalog.judge(name) if name else None, max_tokens)
+    except (ServerError, EngineError, RewardError) as err:
+        raise BenchError(f"{config}: {err}") from err
 
 
 def seed_of(*parts: object) -> int:

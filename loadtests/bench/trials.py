@@ -11,23 +11,20 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from loadtests.bench.figures import Bench, Journal, code_hash
+from loadtests.bench.questions import Question, Source, of_task
 from loadtests.bench.saplings import IN_FLIGHT, Saplings, seed_of
-from models.evaluate import held_out
 from models.tasks import sums
 from models.tasks.base import Split
 from search.run import Result
 from search.tree import SearchTree
 
-Problems: TypeAlias = Callable[[int], Sequence[sums.Problem]]
-"""The first so many problems."""
-Probe: TypeAlias = Callable[[sums.Problem, Result, SearchTree], Mapping[str, float]]
+Probe: TypeAlias = Callable[[Question, Result, SearchTree], Mapping[str, float]]
 """More columns of a row."""
 
 _GOLDEN: Final = 0.6180339887498949
@@ -74,6 +71,11 @@ class Rows:
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self._rows = rows
 
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """All rows of several, one after the other."""
+        return cls([row for part in parts for row in part._rows])
+
     def __getitem__(self, name: str) -> npt.NDArray[np.float64]:
         """A column."""
         return np.array([row[name] for row in self._rows], float)
@@ -108,9 +110,10 @@ class Lab:
     Args:
         bench: Whose seed, folder and time.
         saplings: The models.
-        split: Of the problems, unless `problems` draws them.
-        name: Of the journal; one name has one kind of problems, one judge and one `probe`.
-        problems: Draws the problems.
+        split: Of the problems.
+        name: Of the journal; one name has one source, one judge and one `probe`.
+        source: Of the questions; word problems by default.
+        seed: Of the runs; the bench's by default.
         probe: More columns.
         in_flight: Problems at a time.
     """
@@ -122,23 +125,26 @@ class Lab:
         split: Split,
         *,
         name: str = "quality",
-        problems: Problems | None = None,
+        source: Source | None = None,
+        seed: int | None = None,
         probe: Probe | None = None,
         in_flight: int = IN_FLIGHT,
     ) -> None:
         self._bench = bench
         self._saplings = saplings
-        self._draw = problems or partial(held_out, seed=bench.seed, split=split)
+        self._seed = bench.seed if seed is None else seed
+        self._draw = source or of_task(sums.NAME, seed=self._seed, split=split)
         self._probe = probe
         self._in_flight = in_flight
         self._journal = Journal(bench.out / f"{name}.{split}.jsonl")
-        self._problems: Sequence[sums.Problem] = []
+        self._questions: Sequence[Question] = []
 
     async def run(self, contender: Contender, indices: Iterable[int]) -> Rows | None:
         """All problems, some at a time; None when time ran out before the last one began."""
         wanted = list(indices)
-        if max(wanted) >= len(self._problems):
-            self._problems = self._draw(max(wanted) + 1)
+        if max(wanted) >= len(self._questions):
+            self._questions = self._draw(max(wanted) + 1)
+        wanted = [index for index in wanted if index < len(self._questions)]
         todo = [index for index in wanted if self._key(contender, index) not in self._journal.rows]
         before = time.perf_counter()
 
@@ -159,20 +165,21 @@ class Lab:
         return Rows([self._journal.rows[self._key(contender, index)] for index in wanted])
 
     async def _one(self, contender: Contender, index: int) -> dict[str, Any]:
-        problem = self._problems[index]
-        seed = seed_of("quality", self._bench.seed, index)
+        question = self._questions[index]
+        seed = seed_of("quality", self._seed, index)
         params = contender.params_at(index)
         result, tree = await self._saplings.search(
-            problem, contender.strategy, params, seed, sampling=contender.sampling
+            question.messages, contender.strategy, params, seed, sampling=contender.sampling
         )
         content = result.answers[0].content if result.answers else ""
         return {
-            "right": sums.is_right(problem, content),
+            "right": question.is_right(content),
             "tokens": result.spent.generated_tokens,
+            "peak_kv": result.tree.peak_kv_tokens,
             "content": content,
-            **(self._probe(problem, result, tree) if self._probe else {}),
+            **(self._probe(question, result, tree) if self._probe else {}),
         }
 
     def _key(self, contender: Contender, index: int) -> str:
         knobs = f"{contender.strategy}({contender})"
-        return f"{knobs}:{self._bench.seed}:{index}:{code_hash()}"
+        return f"{knobs}:{self._seed}:{index}:{code_hash()}"

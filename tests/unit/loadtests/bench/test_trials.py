@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loadtests.bench.comparison import paired_z
 from loadtests.bench.figures import Bench, Options
-from loadtests.bench.quality import paired_z
 from loadtests.bench.trials import Contender, Lab, Rows
-from models.tasks import sums
+from models.evaluate import held_out
 
 
 @pytest.mark.parametrize("width", [1.0, 3.25, 16.0, 12.9])
@@ -43,17 +43,21 @@ class Answering:
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.asked: list[tuple[str, Any]] = []
+        problems = [one for seed in (0, 3) for one in held_out(40, seed)]
+        self._answers = {one.text: one.answer for one in problems}
         self._stop_after = stop_after
 
     async def search(
-        self, problem: sums.Problem, strategy: str, params: Any, seed: int, *, sampling: Any
+        self, messages: Any, strategy: str, params: Any, seed: int, *, sampling: Any
     ) -> Any:
         if self._stop_after is not None and len(self.asked) >= self._stop_after:
             raise RuntimeError("stopped")
         self.asked.append((strategy, params))
-        answer = SimpleNamespace(content=f"The answer is {problem.answer}.")
+        answer = SimpleNamespace(content=f"The answer is {self._answers[messages[0]['content']]}.")
         spent = SimpleNamespace(generated_tokens=10 * params.get("width", 1))
-        return SimpleNamespace(answers=(answer,), spent=spent), SimpleNamespace(branches=[1, 2])
+        tree = SimpleNamespace(peak_kv_tokens=5)
+        result = SimpleNamespace(answers=(answer,), spent=spent, tree=tree)
+        return result, SimpleNamespace(branches=[1, 2])
 
 
 async def test_rows_are_kept_in_order_and_not_asked_for_twice(tmp_path: Path) -> None:
