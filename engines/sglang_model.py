@@ -52,7 +52,7 @@ def read_model(directory: Path) -> LocalModel:
         from engines.embedded.tokenizer import ChatTokenizer
     except ImportError as err:
         raise ModelLoadError(
-            directory, f"{err.name} is not installed: pip install 'bough[sglang]'"
+            directory, f"{err.name} is not installed: pip install '.[sglang]' in bough's checkout"
         ) from err
     tokenizer = ChatTokenizer(directory)
     config = read_json(directory / "config.json")
