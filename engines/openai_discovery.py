@@ -91,7 +91,8 @@ def _renderer(directory: Path) -> Render:
         from engines.embedded.tokenizer import ChatTokenizer
     except ImportError as err:
         raise ModelLoadError(
-            directory, f"{err}; options.chat_template needs the extra: pip install '.[torch]' in bough's checkout"
+            directory,
+            f"{err}; options.chat_template needs an extra: pip install '.[torch]' in bough's checkout",
         ) from err
     tokenizer = ChatTokenizer(directory)
     return lambda messages: tokenizer.render(messages, tools=None, continue_final=False)
