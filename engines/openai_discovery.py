@@ -92,7 +92,7 @@ def _renderer(directory: Path) -> Render:
     except ImportError as err:
         raise ModelLoadError(
             directory,
-            f"{err}; options.chat_template needs an extra: pip install '.[torch]' in bough's checkout",
+            f"{err}; options.chat_template needs the extra of pip install '.[torch]' in bough",
         ) from err
     tokenizer = ChatTokenizer(directory)
     return lambda messages: tokenizer.render(messages, tools=None, continue_final=False)
