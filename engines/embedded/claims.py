@@ -1,9 +1,9 @@
 """Claims on cached prefixes, and who may be asked to do without theirs.
 
 A claim keeps the pages of its tokens. When the pool is full and nothing runs, idle claims lose
-their pages, oldest first: a claim is above all a list of tokens, and what it lost is computed again
-when it is used next. So runs that hold claims while they wait for room cannot block each other for
-ever.
+their pages, those of the youngest request first: a claim is above all a list of tokens, and what it
+lost is computed again when it is used next. So runs that hold claims while they wait for room
+cannot block each other for ever, and the oldest one, which is served first, loses nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from engines.embedded.trie import Node
 
 
 class Claims:
-    """All claims that hold pages, oldest use first; guarded by the ledger's lock."""
+    """All claims that hold pages; guarded by the ledger's lock."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -31,9 +31,16 @@ class Claims:
         self._holders.pop(claim, None)
 
     def reclaim(self, count: int) -> None:
-        """Take pages from idle claims until `count` are available or no claim has any."""
-        while self._holders and self.ledger.available < count:
-            next(iter(self._holders)).give_up()
+        """Take pages from idle claims until `count` are available or no claim has any.
+
+        The youngest request of the lowest priority is the first to lose, its latest claims first.
+        """
+        if self.ledger.available >= count:
+            return
+        for claim in sorted(reversed(self._holders), key=lambda one: (one.priority, -one.age)):
+            claim.give_up()
+            if self.ledger.available >= count:
+                return
 
 
 class PageClaim:
@@ -47,6 +54,7 @@ class PageClaim:
         token_bytes: Bytes of every token id, for `text`.
         leaf: Locked node at the end of the cached pages; the claim takes the lock over.
         cached_tokens: Tokens found in the cache when it was opened.
+        age: Number of the request that it comes from; smaller is older.
     """
 
     def __init__(
@@ -58,8 +66,10 @@ class PageClaim:
         token_bytes: Sequence[bytes],
         leaf: Node | None = None,
         cached_tokens: int = 0,
+        age: int = 0,
     ) -> None:
         self.token_ids = token_ids
+        self.age = age
         self.response_start = response_start
         self.cached_tokens = cached_tokens
         self.tenant = tenant
@@ -98,6 +108,7 @@ class PageClaim:
                 self._token_bytes,
                 self._leaf,
                 self.cached_tokens,
+                self.age,
             )
         claim.priority = self.priority
         return claim

@@ -203,7 +203,10 @@ class EmbeddedEngine:
 
         # The last token's own state is not needed: its logits are those of the token after it.
         tokens = claim.token_ids + ids[:-1]
-        request = ReadRequest(claim.tenant, tokens, len(claim.token_ids) - 1, finish)
+        first = len(claim.token_ids) - 1
+        request = ReadRequest(
+            claim.tenant, tokens, first, finish, age=claim.age, priority=claim.priority
+        )
         logps: tuple[float, ...] = (await self._runtime.read([request]))[0].value
         return logps
 
@@ -316,7 +319,7 @@ class EmbeddedEngine:
             tracker=tracker,
             job=job,
             index=index,
-            order=self._runtime.order(claim.priority),
+            order=self._runtime.order(claim.priority, claim.age),
         )
 
     def _continuation(self, branch: Branch, kept: int) -> Continuation:
@@ -331,6 +334,7 @@ class EmbeddedEngine:
             self._runtime.token_bytes,
             branch.nodes[-1] if branch.nodes else None,
             branch.cached_tokens,
+            branch.order[1],
         )
         claim.priority = -branch.order[0]
         return Continuation(
@@ -378,7 +382,14 @@ class EmbeddedEngine:
 
     def _request(self, prefix: Prefix, read_from: int, finish: Any) -> ReadRequest:
         claim = self._own(prefix)
-        return ReadRequest(claim.tenant, claim.token_ids, read_from, finish)
+        return ReadRequest(
+            claim.tenant,
+            claim.token_ids,
+            read_from,
+            finish,
+            age=claim.age,
+            priority=claim.priority,
+        )
 
 
 def _delta(branch: Branch) -> Delta | None:

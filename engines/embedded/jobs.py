@@ -71,9 +71,9 @@ class ReadJob(Job):
 
 
 class ReadRequest:
-    """One sequence of a `ReadJob`."""
+    """One sequence of a `ReadJob`; `age` and `priority` are those of the claim that is read."""
 
-    __slots__ = ("finish", "read_from", "tenant", "tokens")
+    __slots__ = ("age", "finish", "priority", "read_from", "tenant", "tokens")
 
     def __init__(
         self,
@@ -81,8 +81,13 @@ class ReadRequest:
         tokens: TokenIds,
         read_from: int,
         finish: Callable[[torch.Tensor], object],
+        *,
+        age: int | None = None,
+        priority: int = 0,
     ) -> None:
         self.tenant = tenant
         self.tokens = tokens
         self.read_from = read_from
         self.finish = finish
+        self.age = age
+        self.priority = priority

@@ -20,7 +20,7 @@ from engines.embedded.jobs import ReadJob, ReadRequest, ReadResult
 from engines.embedded.model import Decoder
 from engines.embedded.pages import KvPool
 from engines.embedded.schedule import Scheduler
-from engines.embedded.sequence import Branch, Reading
+from engines.embedded.sequence import Branch, Order, Reading
 from engines.embedded.tokenizer import ChatTokenizer
 from engines.embedded.weights import Tensors, read_weights
 from engines.embedded.worker import Worker
@@ -171,9 +171,15 @@ class Runtime:
         )
         return Decoder(config, weights), pool
 
-    def order(self, priority: int) -> tuple[int, int]:
-        """The next sequence's place in the queue; a larger priority goes first."""
-        return (-priority, next(self._serial))
+    def order(self, priority: int, age: int | None = None) -> Order:
+        """The next sequence's place in the queue.
+
+        Args:
+            priority: The larger goes first.
+            age: Of the claim that it continues, the older goes first; None for one that is new.
+        """
+        serial = next(self._serial)
+        return (-priority, serial if age is None else age, serial)
 
     def claim(self, tokens: TokenIds, *, tenant: str, response_start: int) -> PageClaim:
         """Claim `tokens`, with what is cached of them.
@@ -209,6 +215,7 @@ class Runtime:
                 self.token_bytes,
                 leaf,
                 match.length,
+                next(self._serial),
             )
 
     async def read(self, requests: Sequence[ReadRequest]) -> list[ReadResult]:
@@ -229,7 +236,9 @@ class Runtime:
         job = ReadJob()
         job.results = [ReadResult(None, 0)] * len(requests)
         readings = [
-            Reading(r.tenant, r.tokens, r.read_from, r.finish, job, i, self.order(0))
+            Reading(
+                r.tenant, r.tokens, r.read_from, r.finish, job, i, self.order(r.priority, r.age)
+            )
             for i, r in enumerate(requests)
         ]
         self.worker.submit(job, readings)

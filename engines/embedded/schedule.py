@@ -1,24 +1,28 @@
 """Which sequences run next: admission, chunked prefill, growth and preemption. Pure Python, no
 tensors.
 
-Sequences wait in order of (priority, arrival). One is admitted when the pages of its tokens and a
-short stretch ahead fit; the head of the queue is never overtaken, so nobody starves. When a running
-sequence needs a page and none is left, the youngest running one is put off: its finished pages stay
-cached, and because draws depend only on seed and position it later goes on as if nothing had
-happened. A sequence whose next page of prompt is being computed by another waits for it.
+Sequences wait in order of (priority, age of their request, arrival). One is admitted when the pages
+of its tokens fit, and beside them what it and those that run will probably still draw; the head of
+the queue is never overtaken, so nobody starves: a search draws in rounds, and between two of them
+there is room. When a running sequence needs a page and none is left, the youngest request's claims
+lose theirs, then the youngest running one is put off: its finished pages stay cached, and because
+draws depend only on seed and position it later goes on as if nothing had happened. A sequence whose
+next page of prompt is being computed by another waits for it.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from typing import Final
 
 from engines.embedded.accounting import Ledger
-from engines.embedded.sequence import Branch, Reading, Sequence
+from engines.embedded.sequence import Branch, Order, Reading, Sequence
 from engines.embedded.trie import Node
 
 _SHARE: Final = 64  # a sequence sets aside at most this fraction of what is available
+_RECENT: Final = 0.05  # weight of the latest length in the running mean
 
 
 class Scheduler:
@@ -48,9 +52,10 @@ class Scheduler:
         self._max_running = max_running
         self._ahead_tokens = ahead_tokens
         self._reclaim = reclaim
-        self._queue: list[tuple[tuple[int, int], Sequence]] = []
+        self._queue: list[tuple[Order, Sequence]] = []
         self.running: dict[Sequence, None] = {}  # an ordered set
         self._copied_from: list[Node] = []
+        self._typical = {True: 0.0, False: 0.0}  # tokens drawn by a step, by a whole answer
         self.version = 0  # changes whenever `running` does
 
     @property
@@ -92,16 +97,18 @@ class Scheduler:
             until `copied`.
         """
         copies: list[tuple[int, int]] = []
-        deferred: list[tuple[tuple[int, int], Sequence]] = []
+        deferred: list[tuple[Order, Sequence]] = []
+        to_come = sum(map(self._to_come, self.running)) if self._queue else 0
         while self._queue and len(self.running) < self._max_running:
             sequence = self._queue[0][1]
-            started = self._start(sequence, copies)
+            started = self._start(sequence, copies, to_come)
             if started is None:
                 deferred.append(heapq.heappop(self._queue))
             elif started:
                 heapq.heappop(self._queue)
                 self.running[sequence] = None
                 self.version += 1
+                to_come += self._to_come(sequence)
             else:
                 break
         for entry in deferred:
@@ -186,6 +193,10 @@ class Scheduler:
         ledger, size = self._ledger, self._size
         ledger.unreserve(sequence.reserved)
         sequence.reserved = []
+        if isinstance(sequence, Branch) and sequence.finish is not None:
+            drawn = len(sequence.tokens) - sequence.start
+            mean = self._typical[sequence.is_step]
+            self._typical[sequence.is_step] = mean + _RECENT * (drawn - mean) if mean else drawn
         keep = min(keep, sequence.computed)
         start = len(sequence.nodes) * size
         count = max(0, -(-(keep - start) // size))
@@ -238,17 +249,34 @@ class Scheduler:
             sequence.room = sequence.limit - len(sequence.tokens)
         self.submit(sequence)
 
-    def _start(self, sequence: Sequence, copies: list[tuple[int, int]]) -> bool | None:
+    def _to_come(self, sequence: Sequence) -> int:
+        """Pages that a sequence will probably still take, going by how much others drew."""
+        if not isinstance(sequence, Branch):
+            return 0
+        drawn = len(sequence.tokens) - sequence.start
+        left = sequence.limit - len(sequence.tokens)
+        more = min(left, self._typical[sequence.is_step] - drawn)
+        pages = math.ceil((len(sequence.tokens) + max(0.0, more)) / self._size)
+        return max(0, pages - max(len(sequence.nodes) + len(sequence.own), self._whole(sequence)))
+
+    def _whole(self, sequence: Sequence) -> int:
+        """Pages of its tokens."""
+        return -(-len(sequence.tokens) // self._size)
+
+    def _start(
+        self, sequence: Sequence, copies: list[tuple[int, int]], to_come: int
+    ) -> bool | None:
         """Claim pages: True when done, False without room, None to ask again later."""
-        ledger, size = self._ledger, self._size
+        ledger = self._ledger
         match = ledger.trie.match(sequence.tenant, tuple(sequence.tokens[: sequence.cacheable]))
         if self._is_coming(sequence, match.length):
             return None
         ledger.lock_path(match.leaf)
-        now = -(-len(sequence.tokens) // size) - len(match.nodes)
+        now = self._whole(sequence) - len(match.nodes)
         if ledger.available <= now and not self.running:
             self._reclaim(now + 1)
-        if ledger.available <= now:
+        likely = to_come + self._to_come(sequence) if self.running else 0
+        if ledger.available <= now + likely:
             ledger.unlock_path(match.leaf)
             return False
         pages = ledger.reserve(now + min(self._ahead(sequence.room), ledger.available - now))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from engines.base import Continuation, Finish, Sampling, TokenIds, TopLogps
 from engines.embedded.trie import Node
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import torch
 
     from engines.embedded.jobs import GenerateJob, ReadJob
+
+Order: TypeAlias = tuple[int, int, int]
+"""Place in the queue, smallest first: minus the priority, age of the request, number."""
 
 
 class Sequence:
@@ -46,7 +49,7 @@ class Sequence:
     )
 
     def __init__(
-        self, tenant: str, tokens: TokenIds, cacheable: int, room: int, order: tuple[int, int]
+        self, tenant: str, tokens: TokenIds, cacheable: int, room: int, order: Order
     ) -> None:
         self.tenant = tenant
         self.tokens = list(tokens)
@@ -95,7 +98,7 @@ class Reading(Sequence):
         finish: Callable[[torch.Tensor], object],
         job: ReadJob,
         index: int,
-        order: tuple[int, int],
+        order: Order,
     ) -> None:
         super().__init__(tenant, tokens, read_from, 0, order)
         self.read_from = read_from
@@ -149,7 +152,7 @@ class Branch(Sequence):
         tracker: TextTracker,
         job: GenerateJob,
         index: int,
-        order: tuple[int, int],
+        order: Order,
     ) -> None:
         # The last token is always run again: its logits give the first draw.
         super().__init__(tenant, tokens, len(tokens) - 1, limit - len(tokens), order)
@@ -168,6 +171,11 @@ class Branch(Sequence):
         self.delivered_tokens = 0
         self.finish: tuple[Finish, str | int | None] | None = None
         self.result: Continuation | None = None
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it ends with a step, not only with the answer."""
+        return bool(self.how.boundaries)
 
     @property
     def position(self) -> int:

@@ -27,7 +27,7 @@ SHARE: Final = 0.6
 _BLOCKS: Final = 3
 _PROBLEMS: Final = {16: 48, 64: 24, 256: 8}
 _PAGE: Final = 4
-_UNBOUNDED: Final = 393_216
+_UNBOUNDED: Final = 196_608
 _RUNNING: Final = 4096
 
 

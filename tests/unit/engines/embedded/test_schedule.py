@@ -37,7 +37,13 @@ class Desk:
         self.arrivals = 0
 
     def branch(
-        self, tokens: TokenIds, room: int = 8, *, priority: int = 0, tenant: str = ""
+        self,
+        tokens: TokenIds,
+        room: int = 8,
+        *,
+        priority: int = 0,
+        tenant: str = "",
+        age: int | None = None,
     ) -> Branch:
         self.arrivals += 1
         branch = Branch(
@@ -51,14 +57,16 @@ class Desk:
             tracker=TextTracker([b"x"] * 1000),
             job=NOBODY,
             index=0,
-            order=(-priority, self.arrivals),
+            order=(-priority, self.arrivals if age is None else age, self.arrivals),
         )
         self.scheduler.submit(branch)
         return branch
 
     def reading(self, tokens: TokenIds, read_from: int = 0) -> Reading:
         self.arrivals += 1
-        reading = Reading("", tokens, read_from, len, cast("ReadJob", None), 0, (0, self.arrivals))
+        reading = Reading(
+            "", tokens, read_from, len, cast("ReadJob", None), 0, (0, self.arrivals, self.arrivals)
+        )
         self.scheduler.submit(reading)
         return reading
 
@@ -203,6 +211,39 @@ def test_branches_share_the_prompt_and_copy_its_last_page() -> None:
     assert second.computed == 9
     assert desk.ledger.counts().claimed == 2 + 1 + 1
     desk.run()
+
+
+def test_an_older_request_goes_on_before_a_younger_one() -> None:
+    desk = Desk(32, max_running=1)
+    first = desk.branch((1, 1), age=1)
+    desk.step()
+    younger, older = desk.branch((2, 2), age=9), desk.branch((3, 3), age=1)
+    while first in desk.scheduler.running:
+        desk.step()
+    desk.step()
+    assert list(desk.scheduler.running) == [older]
+    assert younger.computed == 0
+    desk.run()
+
+
+def test_nobody_starts_on_pages_that_those_who_run_will_probably_need() -> None:
+    """Once it is known how long answers are, nobody has to be put off."""
+    put_off = []
+    for is_known in (False, True):
+        desk = Desk(12, ahead=4)
+        if is_known:
+            desk.branch((1, 1, 1), room=16)
+            desk.run()
+        branches = [desk.branch((i * 10, i * 10 + 1, 3), room=16) for i in range(2, 5)]
+        again = 0
+        while desk.scheduler.running or desk.scheduler.num_waiting:
+            before = {one for one in branches if one in desk.scheduler.running}
+            desk.step()
+            after = {one for one in before if one not in desk.scheduler.running}
+            again += len([one for one in after if one.finish is None])
+        put_off.append(again)
+    assert put_off[0] > 0
+    assert put_off[1] == 0
 
 
 def test_short_of_pages_the_youngest_waits_and_still_ends_the_same() -> None:
@@ -352,17 +393,19 @@ def test_why_a_branch_ends() -> None:
         assert branch.finish == (reason, None)
 
 
-@pytest.mark.parametrize("count", [0, 3])
-def test_reclaiming_stops_when_enough_is_free(count: int) -> None:
+@pytest.mark.parametrize(("count", "lost"), [(0, []), (1, [2]), (3, [2, 1, 3])])
+def test_reclaiming_takes_from_the_youngest_request_and_stops_when_enough_is_free(
+    count: int, lost: list[int]
+) -> None:
     desk = Desk(8)
     claims = []
-    for i in range(4):
+    for i, age in enumerate((5, 7, 7, 6)):
         nodes = desk.ledger.seal("", None, (i * 10,), desk.ledger.take(1))
-        claims.append(PageClaim(desk.claims, "", (i * 10,), 1, [], nodes[-1]))
+        claims.append(PageClaim(desk.claims, "", (i * 10,), 1, [], nodes[-1], age=age))
     desk.claims.reclaim(4 + count)
     assert desk.ledger.available == 4 + count
     assert desk.ledger.counts().claimed == 4 - count
-    assert [claim._leaf is None for claim in claims] == [i < count for i in range(4)]
+    assert {at for at, claim in enumerate(claims) if claim._leaf is None} == set(lost)
     for claim in claims:
         claim.release()
     assert desk.ledger.counts().claimed == 0
