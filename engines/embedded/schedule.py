@@ -13,16 +13,15 @@ next page of prompt is being computed by another waits for it.
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable
 from typing import Final
 
 from engines.embedded.accounting import Ledger
+from engines.embedded.outlook import Outlook
 from engines.embedded.sequence import Branch, Order, Reading, Sequence
 from engines.embedded.trie import Node
 
 _SHARE: Final = 64  # a sequence sets aside at most this fraction of what is available
-_RECENT: Final = 0.05  # weight of the latest length in the running mean
 
 
 class Scheduler:
@@ -55,7 +54,7 @@ class Scheduler:
         self._queue: list[tuple[Order, Sequence]] = []
         self.running: dict[Sequence, None] = {}  # an ordered set
         self._copied_from: list[Node] = []
-        self._typical = {True: 0.0, False: 0.0}  # tokens drawn by a step, by a whole answer
+        self._outlook = Outlook(ledger.page_tokens)
         self.version = 0  # changes whenever `running` does
 
     @property
@@ -98,7 +97,7 @@ class Scheduler:
         """
         copies: list[tuple[int, int]] = []
         deferred: list[tuple[Order, Sequence]] = []
-        to_come = sum(map(self._to_come, self.running)) if self._queue else 0
+        to_come = sum(map(self._outlook.pages_to_come, self.running)) if self._queue else 0
         while self._queue and len(self.running) < self._max_running:
             sequence = self._queue[0][1]
             started = self._start(sequence, copies, to_come)
@@ -108,7 +107,7 @@ class Scheduler:
                 heapq.heappop(self._queue)
                 self.running[sequence] = None
                 self.version += 1
-                to_come += self._to_come(sequence)
+                to_come += self._outlook.pages_to_come(sequence)
             else:
                 break
         for entry in deferred:
@@ -194,9 +193,7 @@ class Scheduler:
         ledger.unreserve(sequence.reserved)
         sequence.reserved = []
         if isinstance(sequence, Branch) and sequence.finish is not None:
-            drawn = len(sequence.tokens) - sequence.start
-            mean = self._typical[sequence.is_step]
-            self._typical[sequence.is_step] = mean + _RECENT * (drawn - mean) if mean else drawn
+            self._outlook.learn(sequence)
         keep = min(keep, sequence.computed)
         start = len(sequence.nodes) * size
         count = max(0, -(-(keep - start) // size))
@@ -249,20 +246,6 @@ class Scheduler:
             sequence.room = sequence.limit - len(sequence.tokens)
         self.submit(sequence)
 
-    def _to_come(self, sequence: Sequence) -> int:
-        """Pages that a sequence will probably still take, going by how much others drew."""
-        if not isinstance(sequence, Branch):
-            return 0
-        drawn = len(sequence.tokens) - sequence.start
-        left = sequence.limit - len(sequence.tokens)
-        more = min(left, self._typical[sequence.is_step] - drawn)
-        pages = math.ceil((len(sequence.tokens) + max(0.0, more)) / self._size)
-        return max(0, pages - max(len(sequence.nodes) + len(sequence.own), self._whole(sequence)))
-
-    def _whole(self, sequence: Sequence) -> int:
-        """Pages of its tokens."""
-        return -(-len(sequence.tokens) // self._size)
-
     def _start(
         self, sequence: Sequence, copies: list[tuple[int, int]], to_come: int
     ) -> bool | None:
@@ -272,10 +255,10 @@ class Scheduler:
         if self._is_coming(sequence, match.length):
             return None
         ledger.lock_path(match.leaf)
-        now = self._whole(sequence) - len(match.nodes)
+        now = -(-len(sequence.tokens) // self._size) - len(match.nodes)
         if ledger.available <= now and not self.running:
             self._reclaim(now + 1)
-        likely = to_come + self._to_come(sequence) if self.running else 0
+        likely = to_come + self._outlook.pages_to_come(sequence) if self.running else 0
         if ledger.available <= now + likely:
             ledger.unlock_path(match.leaf)
             return False
