@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Final, Literal, Protocol, TypeAlias, runtime_checkable
 
 from engines.base import ChatMessage, Health, TokenIds
 
@@ -13,6 +13,13 @@ Aggregate: TypeAlias = Literal["last", "min", "prod", "mean", "model"]
 """How the values of an answer's steps become one.
 
 With `model` there is but one: the judge is shown the whole answer so far as a single step.
+"""
+
+
+UNSEEN: Final = -1024.0
+"""Reward of a next token that no training text held: below every reward that was learned.
+
+Source: Saffron-1, arXiv 2506.06444, section 4.3, where it is minus infinity, and its code.
 """
 
 
@@ -119,7 +126,11 @@ class RewardRow(Protocol):
     """Rewards of every possible next token after one claim."""
 
     def at(self, ids: Sequence[int]) -> list[float]:
-        """Raw rewards (logits plus bias, never softmaxed) of `ids`."""
+        """Raw rewards (logits plus bias, never softmaxed) of `ids`.
+
+        A token that the model never saw in training has `UNSEEN`; one that ends an answer has its
+        reward. All are NaN where the claim cannot be read, because it is too long, say.
+        """
 
 
 @runtime_checkable
