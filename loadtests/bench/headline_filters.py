@@ -40,23 +40,26 @@ _POOL: Final = 131_072
 
 async def measure(bench: Bench) -> None:
     """Both judges, all sizes."""
-    names = {
-        judge: [f"headline.epf.relative_gain.{judge}.n{size}" for size in SIZES]
+    wanted = [
+        (judge, size)
         for judge in _PROBLEMS
-    }
-    wanted = [judge for judge in names if any([bench.wants(name) for name in names[judge]])]
+        for size in SIZES
+        if any([bench.wants(name) for name in _names(judge, size)])
+    ]
     if not wanted:
         return
     async with open_saplings(kv_tokens=_POOL) as saplings:
         setting = await _tuned(bench, saplings)
-        for judge in wanted if setting is not None else ():
+        if setting is None:
+            return
+        for judge, size in wanted:
             lab = _lab(bench, saplings, judge, "test")
-            count = bench.at_most(_PROBLEMS[judge])
-            for size in SIZES:
-                if setting is not None and bench.wants(
-                    f"headline.epf.relative_gain.{judge}.n{size}"
-                ):
-                    await _compare(bench, lab, judge, size, setting, count)
+            await _compare(bench, lab, judge, size, setting, bench.at_most(_PROBLEMS[judge]))
+
+
+def _names(judge: str, size: int) -> list[str]:
+    of_strategy = [f"headline.epf.ancestors.{judge}.{name}.n{size}" for name in (PLAIN, ENTROPIC)]
+    return [f"headline.epf.relative_gain.{judge}.n{size}", *of_strategy]
 
 
 async def _compare(

@@ -27,7 +27,7 @@ SHARE: Final = 0.6
 _BLOCKS: Final = 3
 _PROBLEMS: Final = {16: 48, 64: 24, 256: 8}
 _PAGE: Final = 4
-_UNBOUNDED: Final = 196_608
+_UNBOUNDED: Final = 131_072
 _RUNNING: Final = 4096
 
 
@@ -53,7 +53,8 @@ class Flight:
 async def measure(bench: Bench) -> None:
     """All widths."""
     for width in WIDTHS:
-        names = [f"headline.ets.{name}.w{width}" for name in ("in_flight", "throughput")]
+        parts = ("in_flight", "throughput", "recomputed.rebase", "recomputed.ets")
+        names = [f"headline.ets.{name}.w{width}" for name in parts]
         if any([bench.wants(name) for name in names]) and not bench.out_of_time():
             await _compare(bench, width)
 

@@ -28,13 +28,15 @@ _WANTED: Final = 2.0
 _PROBLEMS: Final[Mapping[int, int]] = {16: 1000, 64: 3000, 256: 200}
 _VALIDATION: Final[Mapping[int, int]] = {16: 96, 64: 32, 256: 8}
 _IN_FLIGHT: Final[Mapping[int, int]] = {16: 24, 64: 12, 256: 4}
-_POOL: Final = 393_216
+_POOL: Final = 131_072
 
 
 async def measure(bench: Bench) -> None:
     """All widths."""
     for width in WIDTHS:
-        names = [f"headline.ets.kv_reduction.w{width}"]
+        names = [
+            f"headline.ets.{name}.w{width}" for name in ("kv_reduction", "kv_reduction_merged")
+        ]
         if width != WIDTHS[-1]:
             names.append(f"headline.ets.accuracy_delta.w{width}")
         if any([bench.wants(name) for name in names]) and not bench.out_of_time():
