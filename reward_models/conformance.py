@@ -9,12 +9,20 @@ They say nothing of how good a judge is.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from engines.base import ChatMessage
-from reward_models.base import Candidate, Claim, RewardKind, RewardModel, Score
+from reward_models.base import (
+    UNSEEN,
+    Candidate,
+    Claim,
+    MultifurcationRewardModel,
+    RewardKind,
+    RewardModel,
+    Score,
+)
 from reward_models.errors import RewardInputError, RewardUnavailable
 
 _TOLERANCE: Final = 1e-4  # batched matrix products differ in their last bits
@@ -224,6 +232,54 @@ async def a_closed_judge_says_so(trial: Trial) -> None:
     raise ContractBroken("score did not raise RewardUnavailable after aclose")
 
 
+async def next_rewards_are_gathered(trial: Trial) -> None:
+    """One row per claim, in order, whatever else is asked; `at` gives what it is asked for."""
+    judge, root = trial.judge, await trial.open()
+    if not isinstance(judge, MultifurcationRewardModel):
+        return
+    ids = tuple(dict.fromkeys(root.token_ids))  # that the judge can certainly read
+    claims = [root, *(trial.own(root.extend((one,))) for one in ids[:3])]
+    rows = await judge.next_rewards([*claims, root])
+    require(len(rows) == len(claims) + 1, f"{len(rows)} rows of {len(claims) + 1} claims")
+    for claim, row in zip((*claims, root), rows, strict=True):
+        values = row.at(ids)
+        require(all(map(math.isfinite, values)), f"{values} are not finite")
+        require(min(values) >= UNSEEN, f"{min(values)} is below what is never chosen")
+        one_by_one = [row.at([one])[0] for one in ids]
+        require(_near(one_by_one, values), "a reward depends on what else is asked for")
+        require(_near(row.at(ids[::-1]), values[::-1]), "the order of the ids changes a reward")
+        require(row.at([]) == [], "no ids have rewards")
+        (alone,) = await judge.next_rewards([trial.own(claim.fork())])
+        require(_near(alone.at(ids), values), "a claim alone has other rewards than among others")
+
+
+async def a_score_is_the_reward_of_the_last_token(trial: Trial) -> None:
+    """What a row says of a token is what an answer that ends with it is worth."""
+    judge, root = trial.judge, await trial.open()
+    if not isinstance(judge, MultifurcationRewardModel):
+        return
+    first, *rest = tuple(dict.fromkeys(root.token_ids))[:4]
+    (row,) = await judge.next_rewards([trial.own(root.extend((first,)))])
+    messages = trial.subject.messages
+    scores = await judge.score([Candidate(messages, "", (first, one), (), root) for one in rest])
+    values = [one.value for one in scores]
+    require(_near(values, row.at(rest)), f"scores {values}, in the row {row.at(rest)}")
+
+
+async def a_step_costs_its_own_tokens(trial: Trial) -> None:
+    """Claims share what they have in common: each token is computed once, and none twice."""
+    judge, root = trial.judge, await trial.open()
+    if not isinstance(judge, MultifurcationRewardModel):
+        return
+    await judge.next_rewards([root])
+    claims = [trial.own(root.extend((one,))) for one in dict.fromkeys(root.token_ids)]
+    for wanted in (len(claims), 0):
+        before = judge.stats().tokens_computed
+        await judge.next_rewards(claims)
+        computed = judge.stats().tokens_computed - before
+        require(computed == wanted, f"{computed} tokens computed instead of {wanted}")
+
+
 async def _beside(trial: Trial, claim: Claim, odd: Candidate) -> Score:
     """The score of `odd`, judged among answers whose scores it must not change."""
     answers = trial.candidates(claim)
@@ -240,8 +296,11 @@ async def _beside(trial: Trial, claim: Claim, odd: Candidate) -> Score:
 
 
 def _alike(one: Score, other: Score) -> bool:
-    values = zip((one.value, *one.steps), (other.value, *other.steps), strict=True)
-    return all(abs(a - b) < _TOLERANCE for a, b in values)
+    return _near((one.value, *one.steps), (other.value, *other.steps))
+
+
+def _near(ones: Sequence[float], others: Sequence[float]) -> bool:
+    return all(abs(a - b) < _TOLERANCE for a, b in zip(ones, others, strict=True))
 
 
 CHECKS: Final[tuple[Check, ...]] = tuple(
@@ -256,6 +315,9 @@ CHECKS: Final[tuple[Check, ...]] = tuple(
         unfinished_answers_are_judged,
         an_answer_without_steps_harms_nobody,
         what_cannot_be_read_is_nan_alone,
+        next_rewards_are_gathered,
+        a_score_is_the_reward_of_the_last_token,
+        a_step_costs_its_own_tokens,
         a_closed_judge_says_so,
     )
 )

@@ -1,12 +1,14 @@
 """Every reward model keeps the laws of `reward_models.conformance`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from reward_models.base import RewardModel, Score
+from engines.base import ChatMessage
+from reward_models.base import Claim, RewardModel, RewardRow, Score
+from reward_models.claims import EmptyClaim
 from reward_models.conformance import CHECKS, Check, ContractBroken, Subject, run_check
 from reward_models.constant import ConstantJudge
 from reward_models.constant import open_judge as open_constant
@@ -72,6 +74,47 @@ async def test_published_judges_keep_the_laws(
         return open_judge(name, str(checkpoints[name]), options)
 
     await run_check(check, Subject(make, unreadable=("one step " * 200, "and more")))
+
+
+@pytest.fixture(scope="session")
+def tiny_multifurcation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.contract.tiny_multifurcation import write_multifurcation
+
+    return write_multifurcation(tmp_path_factory.mktemp("tiny_multifurcation"), layers=2)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+async def test_multifurcation_judge_keeps_the_laws(check: Check, tiny_multifurcation: Path) -> None:
+    from reward_models.multifurcation import open_judge
+
+    options = {"base": str(tiny_multifurcation.parent / "base"), "kv_tokens": 2048}
+    subject = Subject(
+        lambda: open_judge("tiny-mrm", str(tiny_multifurcation), options),
+        unreadable=("one step " * 200,),
+    )
+    await run_check(check, subject)
+
+
+class BlankMultifurcation(ConstantJudge):
+    """Says NaN of all tokens, and counts none."""
+
+    async def next_rewards(self, claims: Sequence[Claim]) -> list[RewardRow]:
+        return [Blank() for _ in claims]
+
+    async def open(self, messages: Sequence[ChatMessage], *, tenant: str = "") -> Claim:
+        return EmptyClaim((1, 2, 3, 4))
+
+
+class Blank:
+    def at(self, ids: Sequence[int]) -> list[float]:
+        return [math.nan for _ in ids]
+
+
+@pytest.mark.parametrize("name", ["next_rewards_are_gathered", "a_step_costs_its_own_tokens"])
+async def test_the_checks_catch_a_row_without_rewards(name: str) -> None:
+    check = next(check for check in CHECKS if check.name == name)
+    with pytest.raises(ContractBroken):
+        await run_check(check, Subject(lambda: BlankMultifurcation("soft")))
 
 
 @pytest.mark.parametrize("options", [{"value": 2}, {"value": "high"}, {"worth": 1}])

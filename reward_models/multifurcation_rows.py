@@ -1,0 +1,123 @@
+"""The rewards of every possible next token, kept as one hidden state. V vocabulary, C hidden width.
+
+A row of V rewards would be larger than the keys and values of the token it stands behind. So what
+is kept is the state (C,), and the output head's rows of the candidates are multiplied with it when
+they are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from engines.base import TokenIds
+from engines.embedded.claims import PageClaim
+from reward_models.base import UNSEEN
+
+
+class RewardHead:
+    """Rewards of some tokens after a hidden state. V vocabulary, C hidden width.
+
+    Args:
+        weight: (V, C) the decoder's output head.
+        bias: (V,) float32.
+        unseen: (V,) bool.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, unseen: torch.Tensor) -> None:
+        self._weight = weight
+        self._bias = bias
+        self._unseen = unseen
+
+    @torch.inference_mode()
+    def rewards(self, hidden: torch.Tensor, ids: Sequence[int]) -> list[float]:
+        """Of `ids`, in float32; one beyond the vocabulary was never seen.
+
+        Args:
+            hidden: (C,) float32.
+            ids: Tokens, not negative.
+        """
+        size = len(self._bias)
+        at = torch.tensor([min(one, size - 1) for one in ids], device=hidden.device).long()
+        # Summed row by row: a matrix product's last bits depend on what else is asked for.
+        products = self._weight.index_select(0, at).float().mul_(hidden)
+        values = products.sum(1) + self._bias[at]
+        values = values.masked_fill(self._unseen[at], UNSEEN)
+        found: list[float] = values.tolist()
+        return [value if one < size else UNSEEN for value, one in zip(found, ids, strict=True)]
+
+
+class HiddenRow:
+    """Rewards of every next token, computed for those that are asked for.
+
+    Args:
+        head: What makes rewards.
+        hidden: (C,) float32; None where the tokens cannot be read: all rewards are then NaN.
+    """
+
+    def __init__(self, head: RewardHead, hidden: torch.Tensor | None) -> None:
+        self._head = head
+        self._hidden = hidden
+
+    def at(self, ids: Sequence[int]) -> list[float]:
+        """See `RewardRow.at`."""
+        if self._hidden is None:
+            return [math.nan] * len(ids)
+        return self._head.rewards(self._hidden, ids)
+
+
+class RowClaim:
+    """A claim on tokens, with the row behind them once it is known; `reward_models.base.Claim`.
+
+    One that was extended leaves its pages to its extensions, else each token of a branch would keep
+    a page of its own. What it then lacks is found in the cache, as theirs, or computed again.
+
+    Args:
+        pages: The claim on the trie; this one takes it over.
+        row: What is known.
+    """
+
+    def __init__(self, pages: PageClaim, row: HiddenRow | None = None) -> None:
+        self.row = row
+        self.is_released = False
+        self._pages = pages
+
+    @property
+    def token_ids(self) -> TokenIds:
+        """See `Claim.token_ids`."""
+        return self._pages.token_ids
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is."""
+        return self._pages.tenant
+
+    @property
+    def pages(self) -> PageClaim:
+        """The claim on the trie."""
+        return self._pages
+
+    def fork(self) -> RowClaim:
+        """See `Claim.fork`."""
+        return RowClaim(self._pages.fork(), self.row)
+
+    def extend(self, ids: TokenIds) -> RowClaim:
+        """See `Claim.extend`."""
+        if not ids:
+            return self.fork()
+        longer = RowClaim(self._pages.extend(ids))
+        self._pages.release()
+        return longer
+
+    def hold(self, pages: PageClaim) -> None:
+        """Take over a claim on the same tokens that keeps more of them."""
+        self._pages.release()
+        self._pages = pages
+
+    def release(self) -> None:
+        """See `Claim.release`."""
+        self.row = None
+        self.is_released = True
+        self._pages.release()
