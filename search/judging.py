@@ -69,6 +69,7 @@ class Judging:
         self._tree = tree
         self._drop = drop
         self._claims: dict[int, Claim] = {}
+        self._read: set[int] = set()
         self._opening = asyncio.Lock()
 
     async def score(self, branches: Sequence[Branch], budget: Budget) -> list[float]:
@@ -101,17 +102,49 @@ class Judging:
             self.values[one.id].value if one.id in self.values else math.nan for one in branches
         ]
 
-    async def next_rewards(self, branches: Sequence[Branch]) -> list[RewardRow]:
-        """The reward of every possible next token of each branch.
+    async def next_rewards(self, branches: Sequence[Branch], budget: Budget) -> list[RewardRow]:
+        """The reward of every possible next token of each branch, a reward call for each.
 
         Raises:
             MissingRewardModel: The judge is not of the multifurcation kind.
+            BudgetExhausted: They cannot all be paid for, or the time was up; nothing was asked.
+            BrokenContract: The judge returned fewer or more rows than it was asked for.
         """
         judge = self.judge
         if not isinstance(judge, Multifurcation):
             raise MissingRewardModel("next_rewards", f"{judge.info.kind} judges have none")
-        root = await self._root_claim()
-        return await judge.next_rewards([self._claim(one, root) for one in branches])
+        left = budget.left("reward_calls")
+        if left is not None and left < len(branches):
+            budget.cut("reward_calls", len(branches))
+        with budget.reserve(reward_calls=len(branches)) as reservation:
+            root = await self._root_claim()
+            rows = await judge.next_rewards([self._claim(one, root) for one in branches])
+            read = self._newly_read(branches, root)
+            reservation.settle(reward_calls=len(branches), reward_tokens=read)
+        if len(rows) != len(branches):
+            raise BrokenContract(
+                f"reward model {judge.info.model_id!r} returned {len(rows)} rows of rewards "
+                f"for {len(branches)} branches"
+            )
+        return rows
+
+    def learn(self, branch: Branch, value: float) -> None:
+        """Keep a value that was read from a row of next rewards."""
+        self.values[branch.id] = Judgement(round(value, ROUNDING))
+        self._tree.record(Scored(branch.id, self.values[branch.id].value))
+
+    def inherit(self, children: Iterable[Branch]) -> None:
+        """Claim these from their parents' claims, where there are any, and give those back."""
+        parents = set()
+        for child in children:
+            parent = child.parent
+            assert parent is not None
+            if parent.id in self._claims and child.finish is None:
+                above = self._claims[parent.id]
+                self._claims[child.id] = above.extend(child.step.token_ids)
+            parents.add(parent)
+        for parent in parents - {self._tree.root}:
+            self.release(parent)
 
     def release(self, branch: Branch) -> None:
         """Give the judge's claim on a branch back."""
@@ -183,6 +216,18 @@ class Judging:
         if self.reads_whole:
             return (text,) if text else ()
         return split_steps(text, self._delimiters)
+
+    def _newly_read(self, branches: Iterable[Branch], root: Claim) -> int:
+        """Tokens in front of these rows that no earlier row of the run had read."""
+        num_tokens = 0
+        for branch in branches:
+            node: Branch | None = branch
+            while node is not None and node.id not in self._read:
+                self._read.add(node.id)
+                is_root = node.parent is None
+                num_tokens += len(root.token_ids) if is_root else node.step.num_tokens
+                node = node.parent
+        return num_tokens
 
     async def _root_claim(self) -> Claim:
         async with self._opening:

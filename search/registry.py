@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from engines.base import Capability, ChecksSampling, Engine, EngineInfo, Sampling
 from engines.errors import UnsupportedByEngine
-from reward_models.base import RewardModel
+from reward_models.base import MultifurcationRewardModel, RewardModel
 from search.base import Params
 from search.errors import InvalidParameter, MissingRewardModel, StrategyNotFound, UnknownParameter
 from search.plugins import load
@@ -70,7 +70,8 @@ def check_fit(strategy: Strategy[Params], engine: EngineInfo, judge: RewardModel
 
     Raises:
         UnsupportedByEngine: The engine lacks a capability that the strategy requires.
-        MissingRewardModel: The strategy judges and there is no judge.
+        MissingRewardModel: The strategy judges and there is no judge; or it needs one that values
+            next tokens, of the engine's own vocabulary, and this is none.
         InvalidParameter: The aggregate is `model` and the judge cannot do that.
     """
     has = set(engine.capabilities)
@@ -82,12 +83,25 @@ def check_fit(strategy: Strategy[Params], engine: EngineInfo, judge: RewardModel
         )
     if strategy.needs_judge and judge is None:
         raise MissingRewardModel(strategy.name, "it ranks its candidates by reward")
+    if getattr(strategy, "needs_next_rewards", False):
+        _check_next_rewards(strategy.name, engine, judge)
     if judge is not None and not judge.info.reads_whole and reads_whole(strategy, judge):
         why = (
             f"reward model {judge.info.model_id!r} cannot read an answer as one step; choose "
             "last, min, prod or mean"
         )
         raise InvalidParameter("aggregate", strategy.name, why)
+
+
+def _check_next_rewards(name: str, engine: EngineInfo, judge: RewardModel | None) -> None:
+    if not isinstance(judge, MultifurcationRewardModel):
+        kind = "" if judge is None else f"; {judge.info.model_id!r} is of kind {judge.info.kind}"
+        raise MissingRewardModel(name, f"one that values every next token{kind}")
+    if judge.info.tokenizer_hash != engine.tokenizer_hash:
+        raise MissingRewardModel(
+            name,
+            f"one with the tokenizer of {engine.model_id!r}; {judge.info.model_id!r} has another",
+        )
 
 
 def reads_whole(strategy: Strategy[Params], judge: RewardModel | None) -> bool:

@@ -179,6 +179,8 @@ class Search:
         self,
         pairs: Sequence[tuple[Branch, TokenIds]],
         logps: Sequence[tuple[float, ...]] | None = None,
+        *,
+        last: bool = False,
     ) -> list[Branch]:
         """Append chosen tokens: one child per pair, fewer when the tokens are used up.
 
@@ -187,12 +189,16 @@ class Search:
         Args:
             pairs: Branch and tokens.
             logps: Log-probabilities of the tokens in nats; asked of the engine when left out.
+            last: These branches get no children beyond those that they have then, so what their
+                children agree on may be streamed; their claims go back.
         """
         async with self.budget.in_time():
             children = await extend(self._bench, self._payable(pairs), logps, self.budget)
         for child in children:
             for members in self._circles():
                 members.add(child.id)
+        if last:
+            self._settle(children)
         return children
 
     async def score(self, branches: Sequence[Branch]) -> list[float]:
@@ -245,9 +251,19 @@ class Search:
             return await self._bench.engine.next_logprobs(claims, mass=mass)
 
     async def next_rewards(self, branches: Sequence[Branch]) -> list[RewardRow]:
-        """Per branch, the reward of every possible next token."""
+        """Per branch, the reward of every possible next token; each is a reward call.
+
+        Raises:
+            MissingRewardModel: There is no judge, or it values no next tokens.
+            BudgetExhausted: They cannot all be paid for, or the time is up.
+            RewardUnavailable: The judge is gone.
+        """
         async with self.budget.in_time():
-            return await self._judging().next_rewards(branches)
+            return await self._judging().next_rewards(branches, self.budget)
+
+    def keep_value(self, branch: Branch, value: float) -> None:
+        """This is the branch's value, read from `next_rewards` of its parent."""
+        self._judging().learn(branch, value)
 
     async def embed(self, branches: Sequence[Branch]) -> npt.NDArray[np.float32]:
         """A vector for each branch's last step, (n, d): hidden states, else TF-IDF of the text."""
@@ -383,6 +399,16 @@ class Search:
             last=last and (self._may_promise or branch.id in self._members),
             closed_by=closed_by,
         )
+
+    def _settle(self, children: Sequence[Branch]) -> None:
+        """Let children stand for their parents, as far as these may be promised."""
+        if self._bench.judging is not None:
+            self._bench.judging.inherit(children)
+        parents = {one.parent.id: one.parent for one in children if one.parent is not None}
+        settled = [one for one in parents.values() if self._may_promise or one.id in self._members]
+        self._bench.agreement.settle(settled)
+        for one in settled:
+            self._bench.grower.release(one)
 
     def _circles(self) -> tuple[set[int], ...]:
         """The branches of this search and of every outer one."""

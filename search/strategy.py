@@ -20,6 +20,9 @@ P_co = TypeVar("P_co", bound=Params, covariant=True)
 class Strategy(Protocol[P_co]):
     """A way to spend compute on one request. Built as `Strategy(params)`; holds no other state.
 
+    One with a class variable `needs_next_rewards` that is true is refused without a judge that has
+    `next_rewards` (`reward_models.base.MultifurcationRewardModel`) for the engine's own vocabulary.
+
     Attributes:
         name: As in the request, the metrics and the file name.
         Params: Its parameters; their JSON schema is on the wire.

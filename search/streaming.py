@@ -114,6 +114,13 @@ class Agreement:
         """The branch gets no children beyond those begun now."""
         self._promised.add(branch.id)
 
+    def settle(self, branches: Iterable[Branch]) -> None:
+        """These get no children beyond those that they have, which stand for them from now on."""
+        for branch in branches:
+            self._promised.add(branch.id)
+            self._update(branch.id)
+        self._advance()
+
     def begin(self, slot: Slot) -> None:
         """A child is in flight; a promise for its parent comes before."""
         parent = slot.parent.id
