@@ -29,6 +29,8 @@ from models.tasks import TASKS, sums
 from models.tasks.base import messages_of
 
 _MODEL: Final = "sapling-sums"
+_NOT_CARRIED: Final = ("unsupported_by_engine", "reward_model_required")
+"""What a strategy is refused with that this model, or its judge, lacks something for."""
 _CLAIMED: Final = re.compile(r'^bough_kv_pages\{[^}]*state="claimed"[^}]*\} ([0-9.e+]+)$', re.M)
 
 
@@ -85,7 +87,7 @@ async def ask_all(
 async def ask_one(client: AsyncOpenAI, model: str, strategy: str, problems: int, seed: int) -> Row:
     """All problems at once under one strategy.
 
-    A strategy that this model cannot carry is a row that says so.
+    A strategy that this model and its judge cannot carry is a row that says so.
     """
     row = Row()
     drawn = [TASKS[sums.NAME].problem("test", seed, index) for index in range(problems)]
@@ -99,7 +101,7 @@ async def ask_one(client: AsyncOpenAI, model: str, strategy: str, problems: int,
     for failure in failures:
         if not isinstance(failure, OpenAIError):
             raise failure
-        if getattr(failure, "code", None) != "unsupported_by_engine":
+        if getattr(failure, "code", None) not in _NOT_CARRIED:
             raise DemoError(f"{strategy}: {failure}") from failure
         row.refused = True
     row.seconds = time.perf_counter() - begin

@@ -12,10 +12,27 @@ from typing import Any
 
 import pytest
 
-from engines.base import Capability, Continuation, Delta, Engine, Prefix, Prompt, Sampling
+from engines.base import (
+    Capability,
+    Continuation,
+    Delta,
+    Engine,
+    Prefix,
+    Prompt,
+    Sampling,
+    TokenIds,
+)
 from engines.errors import UnsupportedByEngine
-from reward_models.base import Candidate, RewardModel, Score
+from reward_models.base import (
+    Candidate,
+    Claim,
+    MultifurcationRewardModel,
+    RewardModel,
+    RewardRow,
+    Score,
+)
 from search.answers import extract_answer
+from search.errors import MissingRewardModel
 from search.growth import closing
 from search.plugins import load
 from search.registry import strategy_class
@@ -41,6 +58,7 @@ class MeteredEngine:
     drawn: dict[tuple[int, int], int] = field(default_factory=dict)
     num_calls: int = 0
     num_opened: int = 0
+    num_appended: int = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
@@ -48,6 +66,10 @@ class MeteredEngine:
     async def open(self, prompt: Prompt, *, tenant: str = "", priority: int = 0) -> Prefix:
         self.num_opened += 1
         return await self.engine.open(prompt, tenant=tenant, priority=priority)
+
+    async def extend(self, pairs: Sequence[tuple[Prefix, TokenIds]]) -> list[Prefix]:
+        self.num_appended += len(pairs)  # each is a chosen token, or an end that adds none
+        return await self.engine.extend(pairs)
 
     def sample(
         self, prefix: Prefix, how: Sampling, *, n: int = 1, seeds: Sequence[int] | None = None
@@ -83,12 +105,23 @@ class MeteredJudge:
         return await self.judge.score(batch)
 
 
+class MeteredRows(MeteredJudge):
+    """The same, of one that values next tokens."""
+
+    async def next_rewards(self, claims: Sequence[Claim]) -> list[RewardRow]:
+        assert isinstance(self.judge, MultifurcationRewardModel)
+        self.num_judged += len(claims)
+        return await self.judge.next_rewards(claims)
+
+
 async def check_strategy(strategy: str, engine: Engine, judge: RewardModel) -> None:
     """It answers, streamed; gives every claim back; and says truly what it spent.
 
-    Where the engine cannot carry it, it is refused before anything is drawn.
+    Where the engine cannot carry it, or the judge cannot, it is refused before anything is drawn.
     """
-    metered, asked = MeteredEngine(engine), MeteredJudge(judge)
+    metered = MeteredEngine(engine)
+    values_tokens = isinstance(judge, MultifurcationRewardModel)
+    asked = (MeteredRows if values_tokens else MeteredJudge)(judge)
     kind = strategy_class(strategy)
     has_width = "width" in kind.Params.model_fields
     request = RunRequest(
@@ -103,6 +136,10 @@ async def check_strategy(strategy: str, engine: Engine, judge: RewardModel) -> N
         with pytest.raises(UnsupportedByEngine):
             Run(request, engine=metered, judge=asked)
         return
+    if getattr(kind, "needs_next_rewards", False) and not values_tokens:
+        with pytest.raises(MissingRewardModel):
+            Run(request, engine=metered, judge=asked)
+        return
     run = Run(request, engine=metered, judge=asked)
     items = [item async for item in run.stream()]
     result = items[-1]
@@ -112,9 +149,11 @@ async def check_strategy(strategy: str, engine: Engine, judge: RewardModel) -> N
     assert answer.finish_reason == "stop"
     assert result.stop_reason == "done"
     assert "".join(item.text for item in items if isinstance(item, Piece)) == answer.content
-    assert result.spent.generated_tokens == sum(metered.drawn.values()) >= answer.num_tokens
+    drawn = sum(metered.drawn.values()) + metered.num_appended
+    assert result.spent.generated_tokens == drawn >= answer.num_tokens
     # Side questions open a prompt of their own, and are no candidates.
-    assert len(metered.drawn) - result.spent.candidates == metered.num_opened - 1
+    if metered.drawn:
+        assert len(metered.drawn) - result.spent.candidates == metered.num_opened - 1
     assert result.spent.reward_calls == asked.num_judged
     stats = engine.stats()
     assert (stats.running, stats.waiting, stats.pages_claimed) == (0, 0, 0)

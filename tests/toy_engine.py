@@ -19,6 +19,7 @@ from engines.base import (
     ChatMessage,
     Continuation,
     Delta,
+    NextTokens,
     Prefix,
     Prompt,
     Sampling,
@@ -26,9 +27,19 @@ from engines.base import (
 )
 from engines.echo import EchoEngine, EchoOptions
 from engines.echo_model import EOS, MARKERS, VOCAB_SIZE, Logits, bytes_of
-from reward_models.base import Candidate, Claim, RewardInfo, RewardKind, RewardStats, Score
+from reward_models.base import (
+    Candidate,
+    Claim,
+    RewardInfo,
+    RewardKind,
+    RewardRow,
+    RewardStats,
+    Score,
+)
+from reward_models.errors import RewardUnavailable
 
 END = "<end>"
+TOKENIZER = "toy-bytes-1"
 Table = Callable[[str], Mapping[str, float]]
 MESSAGES: tuple[ChatMessage, ...] = ({"role": "user", "content": "?"},)
 
@@ -86,7 +97,7 @@ class ToyEngine(EchoEngine):
         options = EchoOptions(context_tokens=context_tokens, max_step_tokens=max_step_tokens)
         super().__init__("toy", options)
         has = (self.info.capabilities | {Capability.HIDDEN_STATES}) - set(without)
-        self.info = replace(self.info, tokenizer_hash="toy-bytes-1", capabilities=frozenset(has))
+        self.info = replace(self.info, tokenizer_hash=TOKENIZER, capabilities=frozenset(has))
         self.table = table
         self.calls: Counter[str] = Counter()
         self.gate: asyncio.Event | None = None
@@ -96,6 +107,24 @@ class ToyEngine(EchoEngine):
         self.calls["open"] += 1
         await asyncio.sleep(0)
         return await super().open(prompt, tenant=tenant, priority=priority)
+
+    async def next_logprobs(
+        self,
+        prefixes: Sequence[Prefix],
+        *,
+        ids: Sequence[int] | None = None,
+        mass: float | None = None,
+        top_k: int | None = None,
+    ) -> list[NextTokens]:
+        self.calls["next_logprobs"] += 1
+        self.on_item()
+        await asyncio.sleep(0)
+        return await super().next_logprobs(prefixes, ids=ids, mass=mass, top_k=top_k)
+
+    async def extend(self, pairs: Sequence[tuple[Prefix, TokenIds]]) -> list[Prefix]:
+        self.calls["extend"] += 1
+        await asyncio.sleep(0)
+        return await super().extend(pairs)
 
     def sample(
         self, prefix: Prefix, how: Sampling, *, n: int = 1, seeds: Sequence[int] | None = None
@@ -144,16 +173,19 @@ class ToyEngine(EchoEngine):
 class ToyClaim:
     """A judge's claim that is counted."""
 
-    def __init__(self, claims: set["ToyClaim"], token_ids: TokenIds = ()) -> None:
+    def __init__(
+        self, claims: set["ToyClaim"], token_ids: TokenIds = (), answer_start: int = 0
+    ) -> None:
         self._claims = claims
         self.token_ids = token_ids
+        self.answer_start = answer_start
         claims.add(self)
 
     def fork(self) -> "ToyClaim":
-        return ToyClaim(self._claims, self.token_ids)
+        return self.extend(())
 
     def extend(self, ids: TokenIds) -> "ToyClaim":
-        return ToyClaim(self._claims, self.token_ids + tuple(ids))
+        return ToyClaim(self._claims, self.token_ids + tuple(ids), self.answer_start)
 
     def release(self) -> None:
         self._claims.discard(self)
@@ -203,3 +235,64 @@ class ToyJudge:
         ends = [len("".join(candidate.steps[: at + 1])) for at in range(len(candidate.steps))]
         values = [self.value(candidate.text[:end]) for end in ends]
         return Score(values[-1] if values else 0.0, tuple(values), len(candidate.text))
+
+
+class ToyRow:
+    """Rewards of every next character: the value of the text that it makes; NaN forbids it."""
+
+    def __init__(self, value: Callable[[str], float], token_ids: TokenIds) -> None:
+        self._value = value
+        self._token_ids = token_ids
+
+    def at(self, ids: Sequence[int]) -> list[float]:
+        return [self._value(toy_text((*self._token_ids, one))) for one in ids]
+
+
+class ToyMultifurcation(ToyJudge):
+    """Values every next character by a function of the text up to it, and the end as `END`.
+
+    Attributes:
+        forwards: Claims read by each call of `next_rewards`.
+    """
+
+    def __init__(self, value: Callable[[str], float], tokenizer_hash: str = TOKENIZER) -> None:
+        super().__init__(value, RewardKind.MULTIFURCATION)
+        self.info = replace(self.info, tokenizer_hash=tokenizer_hash)
+        self.forwards: list[int] = []
+        self._computed: set[TokenIds] = set()
+        self._is_closed = False
+
+    async def open(self, messages: Sequence[ChatMessage], *, tenant: str = "") -> Claim:
+        await asyncio.sleep(0)
+        ids = tuple("".join(str(one["content"]) for one in messages).encode())
+        return ToyClaim(self.claims, ids, len(ids))
+
+    async def next_rewards(self, claims: Sequence[Claim]) -> list[RewardRow]:
+        owned = [claim for claim in claims if isinstance(claim, ToyClaim)]
+        assert self.claims.issuperset(owned)
+        if self.gate is not None:
+            await self.gate.wait()
+        await asyncio.sleep(0)
+        self.forwards.append(len(claims))
+        for claim in owned:
+            ids = claim.token_ids
+            self._computed |= {ids[:size] for size in range(1, len(ids) + 1)}
+        return [ToyRow(self.value, claim.token_ids[claim.answer_start :]) for claim in owned]
+
+    def stats(self) -> RewardStats:
+        return replace(super().stats(), tokens_computed=len(self._computed))
+
+    async def aclose(self) -> None:
+        self._is_closed = True
+        await super().aclose()
+
+    def _score(self, candidate: Candidate) -> Score:
+        if self._is_closed:
+            raise RewardUnavailable("closed")
+        text = candidate.text or toy_text(candidate.token_ids)
+        return Score(self.value(text), (), len(text))
+
+
+def toy_text(ids: TokenIds) -> str:
+    """Characters of tokens; the end of the answer is `END`."""
+    return "".join(END if one == EOS else chr(one) for one in ids)

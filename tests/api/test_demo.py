@@ -8,6 +8,7 @@ from rich.console import Console
 
 from loadtests import demo
 from loadtests.own_server import ServerDidNotStart, own_server
+from search.registry import strategy_class
 
 CONFIG = """
 [models.echo]
@@ -26,7 +27,10 @@ async def test_every_strategy_is_asked_and_the_server_is_gone_afterwards(tmp_pat
     with own_server(("--config", str(config)), is_apart=True) as url:
         rows = await demo.ask_all(url, "echo", 2, 7, quiet)
     assert set(rows) >= {"single", "best_of_n", "self_consistency", "beam", "ets"}
-    for row in rows.values():
+    # What needs more than a judge of whole answers is told by its refusal, not by its name.
+    refused = {name for name, row in rows.items() if row.refused}
+    assert refused == {name for name in rows if needs_next_rewards(name)}
+    for row in (row for row in rows.values() if not row.refused):
         # An echoed word problem states no answer.
         assert (row.answered, row.right) == (2, 0)
         assert row.generated_tokens > 0
@@ -35,6 +39,10 @@ async def test_every_strategy_is_asked_and_the_server_is_gone_afterwards(tmp_pat
         demo.httpx.get(f"{url}/health/live")
     quiet.print(demo.table_of(rows, 2))
     assert "0 of 2" in quiet.file.getvalue()
+
+
+def needs_next_rewards(name: str) -> bool:
+    return getattr(strategy_class(name), "needs_next_rewards", False)
 
 
 def test_a_server_apart_takes_settings_from_its_arguments_alone(

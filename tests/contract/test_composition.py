@@ -23,7 +23,7 @@ from search.registry import make_strategy, strategy_class
 from search.run import Piece, Result, Run, RunRequest
 from search.schedules import Annealed, Unsized
 from tests.pairwise import Case, pairwise_cases
-from tests.toy_engine import END, MESSAGES, ToyEngine, ToyJudge
+from tests.toy_engine import END, MESSAGES, ToyEngine, ToyJudge, ToyMultifurcation
 
 WIDTH = 3
 ITEM_S = 1.0
@@ -40,7 +40,7 @@ SCHEDULES = {
     "sized": {"schedule": Annealed(1.5, 0.5, 20.0, 2)},
     "unsized": {"unsized": Unsized(tau_max=1.5, tau_min=0.5, warmup_tokens=2, pilot=2)},
 }
-JUDGES = ("no judge", "process", "outcome", "constant", "verifier")
+JUDGES = ("no judge", "process", "outcome", "multifurcation", "constant", "verifier")
 LIMITS = {
     "no limit": Limits(),
     "tokens": Limits(generated_tokens=23),
@@ -93,6 +93,8 @@ def judge_of(kind: str) -> RewardModel | None:
         return ConstantJudge("constant")
     if kind == "verifier":
         return VerifierJudge("verifier")
+    if kind == "multifurcation":
+        return ToyMultifurcation(value)
     return ToyJudge(value, RewardKind(kind))
 
 
@@ -110,10 +112,13 @@ def is_carried(case: Mapping[str, Any]) -> bool:
 
 
 def refusal_of(case: Mapping[str, Any]) -> type[SearchError] | None:
-    """Judging strategies want a judge, and the verifier cannot read an answer as one step."""
+    """Judging strategies want a judge, of their kind; the verifier cannot read an answer whole."""
     params = params_of(case)
     if case.get("judge") == "no judge":
         return MissingRewardModel if make_strategy(case["strategy"], params).needs_judge else None
+    needs_rows = getattr(strategy_class(case["strategy"]), "needs_next_rewards", False)
+    if needs_rows and case.get("judge", "multifurcation") != "multifurcation":
+        return MissingRewardModel
     is_whole = case.get("judge") == "verifier" and params.get("aggregate") == "model"
     return InvalidParameter if is_whole else None
 

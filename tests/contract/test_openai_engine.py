@@ -115,7 +115,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "beam": DEEP,
     "ets": DEEP,
 }
-UNFIT = {"annealed": "schedule"}
+UNFIT = {"annealed": "schedule", "saffron": "next_logprobs"}
 """Strategies that no upstream carries, and what they lack there."""
 
 

@@ -18,9 +18,10 @@ from search.conformance import (
     streaming_changes_nothing,
 )
 from search.plugins import load
+from search.registry import strategy_class
 from search.run import RunRequest
 from search.schedules import Unsized
-from tests.toy_engine import END, ToyEngine, ToyJudge
+from tests.toy_engine import END, ToyEngine, ToyJudge, ToyMultifurcation
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "best_of_n": [{"width": 4}, {"width": 3, "aggregate": "min"}],
@@ -66,6 +67,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"width": 4, "lookahead": "mean", "reuse_successor": False, "weights": "incremental"},
     ],
 }
+VARIANTS["saffron"] = [
+    {"width": 4},
+    {"width": 3, "top_p": 0.95, "min_new_tokens": 4},
+    {"width": 1, "top_p": 0.3},
+]
 SUBJECTS = [
     (name, params) for name in load("bough.strategies") for params in VARIANTS.get(name, [{}])
 ]
@@ -85,6 +91,12 @@ def judge(text: str) -> float:
     return math.nan if value == 13 else value / 97
 
 
+def judge_for(name: str) -> ToyJudge:
+    """One that the strategy can use."""
+    needs_rows = getattr(strategy_class(name), "needs_next_rewards", False)
+    return ToyMultifurcation(judge) if needs_rows else ToyJudge(judge)
+
+
 WITH_A_SCHEDULE = (same_seed_same_answer, streaming_changes_nothing, budgets_hold)
 
 
@@ -97,7 +109,7 @@ async def test_laws_under_a_schedule(name: str, check: Check) -> None:
             name=name,
             params=VARIANTS.get(name, [{}])[0],
             make_engine=lambda: ToyEngine(steps, max_step_tokens=6),
-            make_judge=lambda: ToyJudge(judge),
+            make_judge=lambda: judge_for(name),
             sampling=Sampling(max_tokens=10),
         )
     )
@@ -119,7 +131,7 @@ async def test_laws(name: str, params: dict[str, Any], check: Check) -> None:
             name=name,
             params=params,
             make_engine=lambda: ToyEngine(steps, max_step_tokens=6),
-            make_judge=lambda: ToyJudge(judge),
+            make_judge=lambda: judge_for(name),
             sampling=Sampling(max_tokens=10),
         )
     )
