@@ -9,116 +9,21 @@ They say nothing of how good a judge is.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final
 
-from engines.base import ChatMessage
-from reward_models.base import (
-    UNSEEN,
-    Candidate,
-    Claim,
-    MultifurcationRewardModel,
-    RewardKind,
-    RewardModel,
-    Score,
+from reward_models.base import Candidate, Claim, RewardKind, Score
+from reward_models.conformance_next import (
+    a_score_is_the_reward_of_the_last_token,
+    a_step_costs_its_own_tokens,
+    next_rewards_are_gathered,
 )
+from reward_models.conformance_trial import TOLERANCE, near, require
+from reward_models.conformance_trial import Check as Check
+from reward_models.conformance_trial import ContractBroken as ContractBroken
+from reward_models.conformance_trial import Subject as Subject
+from reward_models.conformance_trial import Trial as Trial
+from reward_models.conformance_trial import run_check as run_check
 from reward_models.errors import RewardInputError, RewardUnavailable
-
-_TOLERANCE: Final = 1e-4  # batched matrix products differ in their last bits
-_MESSAGES: Final = ({"role": "user", "content": "Mia has 12 coins. Mia finds 30 coins. How many?"},)
-_ANSWERS: Final = (
-    ("12+30=42\n", "The answer is 42."),
-    ("12+30=43\n", "43-1=42\n", "The answer is 42."),
-    ("The answer is 7.",),
-)
-
-
-class ContractBroken(AssertionError):
-    """A reward model broke a law; the message says which, with what was seen."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The reward model under test.
-
-    Attributes:
-        make: A new judge each time; `run_check` closes it.
-        messages: A conversation that it can read.
-        answers: Answers to it that it can read, each cut into steps.
-        unreadable: An answer that it cannot read, too long for it, say; None where there is none.
-    """
-
-    make: Callable[[], RewardModel]
-    messages: tuple[ChatMessage, ...] = _MESSAGES
-    answers: tuple[tuple[str, ...], ...] = _ANSWERS
-    unreadable: tuple[str, ...] | None = None
-
-
-@dataclass
-class Trial:
-    """One judge while a check runs, with the claims taken on the way."""
-
-    judge: RewardModel
-    subject: Subject
-    taken: list[Claim] = field(default_factory=list)
-
-    async def open(self) -> Claim:
-        """A claim on the conversation, released at the end."""
-        return self.own(await self.judge.open(self.subject.messages))
-
-    def own(self, claim: Claim) -> Claim:
-        """Remember to release this claim."""
-        self.taken.append(claim)
-        return claim
-
-    def candidates(self, claim: Claim | None = None) -> list[Candidate]:
-        """All answers of the subject, judged under `claim`."""
-        return [self.candidate(steps, claim) for steps in self.subject.answers]
-
-    def candidate(
-        self, steps: tuple[str, ...], claim: Claim | None = None, *, is_finished: bool = True
-    ) -> Candidate:
-        """One answer, in the shape that a judge reads."""
-        text = "".join(steps)
-        return Candidate(self.subject.messages, text, (), steps, claim, is_finished)
-
-
-CheckBody: TypeAlias = Callable[[Trial], Awaitable[None]]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One law: its name and its body."""
-
-    name: str
-    body: CheckBody
-
-
-async def run_check(check: Check, subject: Subject) -> None:
-    """Run one check on a new judge, give back what it claimed, and close the judge.
-
-    Raises:
-        ContractBroken: The law does not hold, or pages stayed claimed.
-    """
-    judge = subject.make()
-    trial = Trial(judge, subject)
-    try:
-        try:
-            await check.body(trial)
-        finally:
-            for claim in trial.taken:
-                claim.release()
-        claimed = judge.stats().pages_claimed
-        require(claimed == 0, f"{claimed} pages are still claimed by nobody")
-    finally:
-        await judge.aclose()
-
-
-def require(holds: bool, what: str) -> None:
-    """Raise `ContractBroken` unless the law holds."""
-    if not holds:
-        raise ContractBroken(what)
 
 
 async def scores_are_finite_and_in_range(trial: Trial) -> None:
@@ -135,7 +40,7 @@ async def scores_are_finite_and_in_range(trial: Trial) -> None:
             require(counts[0] == counts[1], "{} values for {} steps".format(*counts))
         if info.kind is RewardKind.PROCESS:
             gap = abs(score.value - score.steps[-1])
-            require(gap < _TOLERANCE, "a process judge's value is not its last step's")
+            require(gap < TOLERANCE, "a process judge's value is not its last step's")
 
 
 async def an_empty_batch_is_no_scores(trial: Trial) -> None:
@@ -188,7 +93,7 @@ async def steps_are_judged_by_what_came_before(trial: Trial) -> None:
         [trial.candidate(steps, claim), trial.candidate(steps[:-1], claim, is_finished=False)]
     )
     for one, other in zip(whole.steps, part.steps, strict=False):
-        require(abs(one - other) < _TOLERANCE, f"a step was {other}, then {one}")
+        require(abs(one - other) < TOLERANCE, f"a step was {other}, then {one}")
 
 
 async def unfinished_answers_are_judged(trial: Trial) -> None:
@@ -232,54 +137,6 @@ async def a_closed_judge_says_so(trial: Trial) -> None:
     raise ContractBroken("score did not raise RewardUnavailable after aclose")
 
 
-async def next_rewards_are_gathered(trial: Trial) -> None:
-    """One row per claim, in order, whatever else is asked; `at` gives what it is asked for."""
-    judge, root = trial.judge, await trial.open()
-    if not isinstance(judge, MultifurcationRewardModel):
-        return
-    ids = tuple(dict.fromkeys(root.token_ids))  # that the judge can certainly read
-    claims = [root, *(trial.own(root.extend((one,))) for one in ids[:3])]
-    rows = await judge.next_rewards([*claims, root])
-    require(len(rows) == len(claims) + 1, f"{len(rows)} rows of {len(claims) + 1} claims")
-    for claim, row in zip((*claims, root), rows, strict=True):
-        values = row.at(ids)
-        require(all(map(math.isfinite, values)), f"{values} are not finite")
-        require(min(values) >= UNSEEN, f"{min(values)} is below what is never chosen")
-        one_by_one = [row.at([one])[0] for one in ids]
-        require(_near(one_by_one, values), "a reward depends on what else is asked for")
-        require(_near(row.at(ids[::-1]), values[::-1]), "the order of the ids changes a reward")
-        require(row.at([]) == [], "no ids have rewards")
-        (alone,) = await judge.next_rewards([trial.own(claim.fork())])
-        require(_near(alone.at(ids), values), "a claim alone has other rewards than among others")
-
-
-async def a_score_is_the_reward_of_the_last_token(trial: Trial) -> None:
-    """What a row says of a token is what an answer that ends with it is worth."""
-    judge, root = trial.judge, await trial.open()
-    if not isinstance(judge, MultifurcationRewardModel):
-        return
-    first, *rest = tuple(dict.fromkeys(root.token_ids))[:4]
-    (row,) = await judge.next_rewards([trial.own(root.extend((first,)))])
-    messages = trial.subject.messages
-    scores = await judge.score([Candidate(messages, "", (first, one), (), root) for one in rest])
-    values = [one.value for one in scores]
-    require(_near(values, row.at(rest)), f"scores {values}, in the row {row.at(rest)}")
-
-
-async def a_step_costs_its_own_tokens(trial: Trial) -> None:
-    """Claims share what they have in common: each token is computed once, and none twice."""
-    judge, root = trial.judge, await trial.open()
-    if not isinstance(judge, MultifurcationRewardModel):
-        return
-    await judge.next_rewards([root])
-    claims = [trial.own(root.extend((one,))) for one in dict.fromkeys(root.token_ids)]
-    for wanted in (len(claims), 0):
-        before = judge.stats().tokens_computed
-        await judge.next_rewards(claims)
-        computed = judge.stats().tokens_computed - before
-        require(computed == wanted, f"{computed} tokens computed instead of {wanted}")
-
-
 async def _beside(trial: Trial, claim: Claim, odd: Candidate) -> Score:
     """The score of `odd`, judged among answers whose scores it must not change."""
     answers = trial.candidates(claim)
@@ -296,11 +153,7 @@ async def _beside(trial: Trial, claim: Claim, odd: Candidate) -> Score:
 
 
 def _alike(one: Score, other: Score) -> bool:
-    return _near((one.value, *one.steps), (other.value, *other.steps))
-
-
-def _near(ones: Sequence[float], others: Sequence[float]) -> bool:
-    return all(abs(a - b) < _TOLERANCE for a, b in zip(ones, others, strict=True))
+    return near((one.value, *one.steps), (other.value, *other.steps))
 
 
 CHECKS: Final[tuple[Check, ...]] = tuple(

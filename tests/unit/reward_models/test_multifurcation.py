@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -316,6 +318,53 @@ async def test_released_and_foreign_claims_are_refused(judge: MultifurcationJudg
         await judge.next_rewards([root])
     with pytest.raises(TypeError, match="of this judge"):
         await judge.next_rewards([object()])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_whoever_stops_waiting_leaves_nothing(judge: MultifurcationJudge, turns: int) -> None:
+    root = await judge.open(MESSAGES)
+    claims = [root.extend((20 + i,) * 60) for i in range(8)]
+    task = asyncio.create_task(judge.next_rewards(claims))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    for one in (root, *claims):
+        one.release()
+    require_idle(judge)
+
+
+async def test_a_claim_released_while_it_is_read_holds_nothing(judge: MultifurcationJudge) -> None:
+    root = await judge.open(MESSAGES)
+    task = asyncio.create_task(judge.next_rewards([root]))
+    await asyncio.sleep(0)
+    root.release()
+    (row,) = await task
+    assert all(map(math.isfinite, row.at([20])))
+    require_idle(judge)
+
+
+async def test_a_pool_that_is_too_small_for_all_changes_no_reward(model: Path) -> None:
+    """Claims lose their pages and compute again; what they are worth stays the same."""
+    values = []
+    for size in (4096, 320):
+        judge = serve(model, kv_tokens=size)
+        root = await judge.open(MESSAGES)
+        claims = [root.extend(tuple(range(20 + i, 120 + i))) for i in range(6)]
+        await judge.next_rewards(claims)
+        longer = [one.extend((19,)) for one in claims]
+        values.append([row.at(range(4, 60)) for row in await judge.next_rewards(longer)])
+        for one in (root, *claims, *longer):
+            one.release()
+        require_idle(judge)
+        await judge.aclose()
+    for one, other in zip(*values, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_settings_find_the_kind() -> None:
+    (found,) = entry_points(group="bough.reward_models", name="multifurcation")
+    assert found.load() is open_judge
 
 
 async def test_a_closed_judge_says_so(model: Path) -> None:
