@@ -60,6 +60,16 @@ def test_the_published_layout_is_read(model: Path) -> None:
     assert not files.bias.requires_grad
 
 
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_bias_saved_as_a_parameter_is_the_same(model: Path, is_zip: bool) -> None:
+    plain = read_files(model, base_of(model)).bias
+    parameter = torch.nn.Parameter(plain.bfloat16())
+    torch.save(parameter, model / "lm_head_bias.pt", _use_new_zipfile_serialization=is_zip)
+    again = read_files(model, base_of(model)).bias
+    assert torch.equal(again, plain)
+    assert not again.requires_grad
+
+
 def test_the_mask_exempts_what_ends_an_answer_and_nothing_else(model: Path) -> None:
     stored = torch.load(model / "unseen_mask.pt", weights_only=True)
     (end,) = read_config(Path(base_of(model))).eos_ids
