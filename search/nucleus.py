@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from engines.base import NextTokens
 from reward_models.base import UNSEEN
 
+_SLACK: Final = 1e-5  # engines add up probabilities in float32
 _DECIMALS: Final = 5  # as values are rounded everywhere before anyone ranks by them
 
 
@@ -57,14 +58,15 @@ def nucleus(listed: NextTokens, top_p: float, banned: Collection[int]) -> NextTo
             ids.append(token)
             logps.append(logp)
             held += math.exp(logp)
-    if held < needed and listed.tail_mass > 1e-6:
+    is_short = held < needed - _SLACK or not ids
+    if is_short and listed.tail_mass > 0.0:
         return None
     return NextTokens(tuple(ids), tuple(logps), max(0.0, 1.0 - held))
 
 
 def mass_beside(top_p: float, banned: float) -> float:
     """The mass that surely holds the nucleus of the rest, when `banned` of it must not come."""
-    return min(top_p + banned * (1.0 - top_p), 1.0)
+    return 1.0 if banned > 1.0 - _SLACK else min(top_p + banned * (1.0 - top_p), 1.0)
 
 
 def banned_mass(listed: NextTokens, banned: Collection[int]) -> float:

@@ -111,6 +111,8 @@ class Saffron:
         for at, (tokens, rewards) in zip(live, looks, strict=True):
             choices += choices_of(at, tokens, rewards.at(tokens.ids))
         kept = best_choices(choices, width)
+        if not kept:
+            return []
         longer = [(one, one.token) for one in kept if one.token is not None]
         children = await search.extend(
             [(beam[one.member], (token,)) for one, token in longer],

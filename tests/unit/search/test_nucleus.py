@@ -84,6 +84,18 @@ def test_too_few_tokens_are_asked_for_again_with_mass_enough(top_p: float) -> No
     assert of(listed(policy, size), top_p, banned) == of(listed(policy), top_p, banned)
 
 
+def test_sums_of_another_precision_are_no_reason_to_ask_again() -> None:
+    short = NextTokens((0, 1), (math.log(0.5), math.log(0.3 - 1e-7)), 0.2)
+    assert of(short, 0.8) == (0, 1)
+
+
+def test_all_that_is_listed_is_banned() -> None:
+    banned = frozenset({0})
+    assert nucleus(NextTokens((0,), (-1e-9,), 1e-9), 0.5, banned) is None
+    assert mass_beside(0.5, 1 - 1e-9) == 1.0
+    assert of(NextTokens((0, 1), (-1e-9, -21.0), 0.0), 0.5, banned) == (1,)
+
+
 def test_ties_go_to_the_place_then_to_the_token() -> None:
     choices = [
         Choice(1, 4, -1.0, 2.0),

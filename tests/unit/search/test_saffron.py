@@ -137,6 +137,16 @@ async def test_no_end_before_its_time(params: dict[str, Any], sampling: Sampling
     assert {one.finish_reason for one in result.candidates} == {"stop"}
 
 
+async def test_banned_tokens_do_not_come_however_likely() -> None:
+    sampling = Sampling(max_tokens=8, ban_ids=frozenset({ord("a")}))
+    table = {"": {"a": 1 - 1e-7, "b": 1e-7}}
+    engine = ToyEngine(lambda text: table.get(text, {END: 1.0}))
+    result = await result_of(
+        engine, "saffron", {"width": 1}, judge=ToyMultifurcation(many_a), sampling=sampling
+    )
+    assert result.answers[0].content == "b"
+
+
 async def test_forbidden_tokens_do_not_come_and_a_forbidden_nucleus_ranks_last() -> None:
     def never_b(text: str) -> float:
         return math.nan if "b" in text else -math.inf if "c" in text else float(len(text))
