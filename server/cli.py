@@ -5,6 +5,7 @@ bough models      the models that these settings name
 bough strategies  the strategies and their parameters
 bough chat        talk to a server, or to one started for the occasion
 bough bench       measure; see `bough bench NAME --help`
+bough drafts      build a table for drafters from texts, or look into one
 bough config      the effective settings, and where each came from
 bough plugins     everything that is registered, by group
 
@@ -25,7 +26,7 @@ from engines.errors import EngineError
 from reward_models.errors import RewardError
 from search import plugins
 from search.errors import SearchError
-from server import cli_chat
+from server import cli_chat, cli_drafts
 from server.errors import ServerError, near
 from server.serve import serve
 from server.settings import Loaded, add_flags, leaves, load
@@ -82,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     bench = add("bench", _bench, "Measure.", has_settings=False)
     bench.add_argument("name", metavar="NAME", help="which bench; see `bough plugins`")
     bench.add_argument("rest", nargs=argparse.REMAINDER, help="its options; NAME --help lists them")
+    drafts = add("drafts", cli_drafts.run, "Tables for drafters.", has_settings=False)
+    cli_drafts.add_arguments(drafts)
     add("config", _config, "Print every setting and where it came from.", has_settings=True)
     add("plugins", _plugins, "List what is registered.", has_settings=False)
     return parser

@@ -219,5 +219,5 @@ def _blend(probs: Mapping[int, float], node: Node) -> dict[int, float]:
 
 
 def open_drafter(vocab_size: int, options: Mapping[str, Any]) -> Adaptive:
-    """Options: those of `Adaptive` but `base`."""
+    """Options: those of `Adaptive`; instead of `base`, `table`, the path of a saved one."""
     return build(Adaptive, vocab_size, options)

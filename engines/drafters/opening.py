@@ -6,9 +6,11 @@ import inspect
 import json
 import zlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from engines.drafters.errors import DrafterError
+from engines.drafters.table import load
 
 T = TypeVar("T")
 MAX_SNAPSHOT_BYTES: Final = 8 * 1024 * 1024
@@ -18,19 +20,25 @@ MAX_SNAPSHOT_BYTES: Final = 8 * 1024 * 1024
 def build(kind: Callable[..., T], vocab_size: int, options: Mapping[str, Any]) -> T:
     """A drafter with these options, each of the type of its default and above 0.
 
+    `table`, where the drafter takes a base, is the path of a table to load.
+
     Raises:
         DrafterError: An option is unknown, of another type or not above 0; names it.
     """
     known = inspect.signature(kind).parameters
+    given: dict[str, Any] = {"vocab_size": vocab_size} if "vocab_size" in known else {}
     for name, value in options.items():
+        if name == "table" and "base" in known:
+            given["base"] = load(Path(str(value)))
+            continue
         if name not in known or name in ("vocab_size", "base"):
             names = sorted(set(known) - {"vocab_size", "base"})
             raise DrafterError(f"drafter option {name!r} is unknown; there are {names}")
         wanted = (int, float) if isinstance(known[name].default, float) else int
         if isinstance(value, bool) or not isinstance(value, wanted) or not value > 0:
             raise DrafterError(f"drafter option {name!r} must be a number above 0, not {value!r}")
-    given = {"vocab_size": vocab_size} if "vocab_size" in known else {}
-    return kind(**given, **options)
+        given[name] = value
+    return kind(**given)
 
 
 def pack(kind: str, lessons: Mapping[str, Any]) -> bytes:

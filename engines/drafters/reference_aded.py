@@ -125,5 +125,5 @@ def _merge(paths: Sequence[TokenIds], context: Sequence[int], row: Row, most: in
 
 
 def open_drafter(vocab_size: int, options: Mapping[str, Any]) -> ReferenceAded:
-    """Options: max_rows, max_tenants."""
+    """Options: max_rows, max_tenants, and `table`, the path of a saved one."""
     return build(ReferenceAded, vocab_size, options)
