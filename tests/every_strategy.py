@@ -46,6 +46,13 @@ PARAMS: dict[str, dict[str, Any]] = {
 }
 QUESTION = "Ann has 3 red beads and 4 blue beads. Ben gives Ann 5 beads. How many beads?"
 
+UNDER_ANY_JUDGE = sorted(
+    name
+    for name in load("bough.strategies")
+    if not getattr(strategy_class(name), "needs_next_rewards", False)
+)
+"""Strategies that do not need the reward of every next token."""
+
 every_strategy = pytest.mark.parametrize("strategy", list(load("bough.strategies")))
 """For tests that take the name of a strategy."""
 

@@ -15,9 +15,9 @@ from openai import AsyncOpenAI
 
 from engines.base import Health
 from engines.vllm_engine import VllmEngine
-from search.plugins import load
 from server.settings import Settings
 from tests.api.harness import CHAT, Exchange, chunks_of, claimed_pages, client_of, serving
+from tests.every_strategy import UNDER_ANY_JUDGE
 from tests.real_vllm.conftest import SMALL
 from tests.real_vllm.marks import SHARED, SOON_S, until
 
@@ -27,7 +27,7 @@ PROBLEM = "Tom has 12 apples. He buys 7 more and then gives 5 away. How many app
 MESSAGES: Any = [{"role": "user", "content": PROBLEM}]
 
 
-@pytest.mark.parametrize("strategy", sorted(load("bough.strategies")))
+@pytest.mark.parametrize("strategy", UNDER_ANY_JUDGE)
 async def test_the_sdk_gets_answers_streamed_and_not(app: FastAPI, strategy: str) -> None:
     params = {} if strategy == "single" else {"width": 4}
     asked: dict[str, Any] = {
