@@ -3,7 +3,7 @@
 A claim keeps the pages of its tokens. When the pool is full and nothing runs, idle claims lose
 their pages, those of the youngest request first: a claim is above all a list of tokens, and what it
 lost is computed again when it is used next. So runs that hold claims while they wait for room
-cannot block each other for ever, and the oldest one, which is served first, loses nothing.
+cannot block each other for ever, and the oldest one, which is served first, is the last to lose.
 """
 
 from __future__ import annotations
