@@ -5,6 +5,11 @@ EngineError
 ├── PromptError               a prompt that cannot be rendered or encoded
 │   └── ContextLengthExceeded the prompt leaves no room for one new token
 ├── UnsupportedByEngine       a capability or option that this engine does not have
+├── DenoiseError              a denoising run that makes no sense; names the field
+│   ├── WrongLength           a text of this length, or cut so, cannot be
+│   ├── UnknownKernel         the model has no kernel of this name
+│   ├── MaskInPrompt          the prompt holds the token that stands for "not revealed yet"
+│   └── DeterministicKernel   a tree was asked of a chain without chance
 ├── CapacityExceeded          a request that could never fit, however long it waited
 ├── EngineClosed              the engine is gone
 ├── EngineOverloaded          the upstream takes no more now; says when to come back
@@ -67,6 +72,47 @@ class UnsupportedByEngine(EngineError):
         super().__init__(f"model {engine!r} cannot do {capability!r}{': ' + why if why else ''}")
         self.capability = capability
         self.engine = engine
+
+
+class DenoiseError(EngineError):
+    """A denoising run that makes no sense.
+
+    Args:
+        param: The field at fault: ``steps``, ``length``, ``kernel``, ``temperature`` …
+        message: What is wrong there, with the numbers, and what to change.
+    """
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class WrongLength(DenoiseError):
+    """A text of this length cannot be, or not in blocks of this length."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("length", message)
+
+
+class UnknownKernel(DenoiseError):
+    """The model has no kernel of this name."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("kernel", message)
+
+
+class MaskInPrompt(DenoiseError):
+    """The prompt holds the mask token."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("messages", message)
+
+
+class DeterministicKernel(DenoiseError):
+    """A tree was asked of a chain in which nothing is random."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("temperature", message)
 
 
 class CapacityExceeded(EngineError):

@@ -204,6 +204,14 @@ def _option(error: engine_errors.UnsupportedByEngine) -> str | None:
     return str(error.capability) if error.capability in _OPTIONS else "bough.strategy"
 
 
+def _denoising(error: engine_errors.DenoiseError) -> str:
+    """What is a field of the request itself is named so; all else is a strategy's parameter."""
+    if error.param == "length":
+        return "max_completion_tokens"
+    is_field = error.param in ("messages", "temperature", "top_p", "top_k")
+    return error.param if is_field else f"bough.params.{error.param}"
+
+
 _OPTIONS: Final = (
     "temperature",
     "logprobs",
@@ -248,6 +256,11 @@ TABLE: Final[dict[type[Exception], Row]] = {
     engine_errors.PromptError: _bad("invalid_prompt", "messages"),
     engine_errors.ContextLengthExceeded: _bad("context_length_exceeded", "messages"),
     engine_errors.UnsupportedByEngine: _bad("unsupported_by_engine", _option),
+    engine_errors.DenoiseError: _bad("invalid_value", _denoising),
+    engine_errors.WrongLength: _bad("invalid_value", _denoising),
+    engine_errors.UnknownKernel: _bad("invalid_value", _denoising),
+    engine_errors.MaskInPrompt: _bad("invalid_prompt", _denoising),
+    engine_errors.DeterministicKernel: _bad("invalid_value", _denoising),
     engine_errors.CapacityExceeded: _bad("capacity_exceeded", "messages"),
     engine_errors.EngineClosed: _gone(
         "engine_unavailable", "the model's engine is gone: try again elsewhere or later"
