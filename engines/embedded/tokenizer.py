@@ -92,16 +92,17 @@ class ChatTokenizer:
             key: self._token_text(self._config.get(key))
             for key in ("bos_token", "eos_token", "unk_token", "pad_token")
         }
+        shown = _marked(messages) if continue_final else list(messages)
         try:
             text: str = self._template.render(
-                messages=list(messages),
+                messages=shown,
                 tools=list(tools) if tools else None,
                 add_generation_prompt=generation_prompt and not continue_final,
                 **names,
             )
         except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as err:
             raise PromptError(f"the chat template refuses these messages: {err}") from err
-        return _up_to_final(text, messages) if continue_final else text
+        return _up_to_mark(text) if continue_final else text
 
     @staticmethod
     def _token_text(value: object) -> str:
@@ -158,16 +159,24 @@ class ChatTokenizer:
         return table
 
 
-def _up_to_final(text: str, messages: Sequence[ChatMessage]) -> str:
-    """A rendered conversation up to the end of its last message, to be continued there."""
+_MARK = "\ue000the answer goes on here\ue000 "
+"""Behind the final message: what ends a turn may hold the same letters as a short beginning."""
+
+
+def _marked(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """The messages, the last one with a mark where it is to be continued."""
     last = messages[-1].get("content") if messages else None
-    wanted = last.strip() if isinstance(last, str) else ""  # templates like to strip
-    if not wanted or wanted not in text:
-        raise PromptError("cannot continue the final message: it needs text that is rendered")
-    end = text.rindex(wanted) + len(wanted)
-    if isinstance(last, str) and text.startswith(last[len(last.rstrip()) :], end):
-        end += len(last) - len(last.rstrip())
-    return text[:end]
+    if not isinstance(last, str) or not last.strip():
+        raise PromptError("cannot continue the final message: it needs text")
+    return [*messages[:-1], {**messages[-1], "content": last + _MARK}]
+
+
+def _up_to_mark(text: str) -> str:
+    """A rendered conversation up to the mark; where the template strips messages, so is it."""
+    end = text.rfind(_MARK.rstrip())
+    if end < 0:
+        raise PromptError("cannot continue the final message: the chat template leaves it out")
+    return text[:end] if text.startswith(_MARK, end) else text[:end].rstrip()
 
 
 def _raise(message: str) -> None:

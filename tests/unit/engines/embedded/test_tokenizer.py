@@ -240,7 +240,17 @@ def test_the_final_message_is_continued(tmp_path: Path) -> None:
     assert render(tokenizer, messages, continue_final=True).endswith("<assistant>so far")
 
 
-@pytest.mark.parametrize("content", ["", None, [{"type": "text", "text": "x"}]])
+@pytest.mark.parametrize("begun", ["e", "<", "end>", "d>", " I", "so far "])
+def test_what_ends_a_turn_may_hold_the_letters_of_a_short_beginning(
+    tmp_path: Path, begun: str
+) -> None:
+    tokenizer = with_template(tmp_path, TURNS.replace(" | trim", "") + "<eos>")
+    messages = [*USER, {"role": "assistant", "content": begun}]
+    assert render(tokenizer, messages, continue_final=True) == f"<user>hi<end><assistant>{begun}"
+    assert messages[-1]["content"] == begun
+
+
+@pytest.mark.parametrize("content", ["", " ", None, [{"type": "text", "text": "x"}], "left out"])
 def test_a_final_message_that_cannot_be_continued_is_refused(tmp_path: Path, content: Any) -> None:
     tokenizer = with_template(tmp_path, "{% for m in messages %}{{ m.role }}<end>{% endfor %}")
     with pytest.raises(PromptError, match="continue"):
