@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from models.tasks import countdown, sums
+from models.tasks import countdown, guarded, sums, tales, totals
 from models.tasks.base import (
     SPLITS,
     AnyProblem,
@@ -32,6 +32,7 @@ class Task:
     name: str
     draw_one: Callable[[ProblemId], AnyProblem]
     verify: Callable[[Any, str], bool]
+    ask: Callable[[Any], list[dict[str, str]]] = messages_of
 
     def problem(self, split: Split, seed: int, index: int) -> AnyProblem:
         """The problem number ``index`` of a split and seed."""
@@ -39,7 +40,7 @@ class Task:
 
     def messages(self, problem: AnyProblem) -> list[dict[str, str]]:
         """The chat messages that ask for it."""
-        return messages_of(problem)
+        return self.ask(problem)
 
     def is_right(self, problem: AnyProblem, content: str) -> bool:
         """Whether the content answers the problem rightly."""
@@ -52,7 +53,12 @@ def _drawn(draw: Callable[..., AnyProblem], which: ProblemId) -> AnyProblem:
 
 TASKS = {
     sums.NAME: Task(sums.NAME, partial(_drawn, sums.draw), sums.is_right),
+    guarded.NAME: Task(
+        guarded.NAME, partial(_drawn, guarded.draw), guarded.is_right, guarded.messages_of
+    ),
     countdown.NAME: Task(countdown.NAME, partial(_drawn, countdown.draw), countdown.is_right),
+    totals.NAME: Task(totals.NAME, partial(_drawn, totals.draw), totals.is_right),
+    tales.NAME: Task(tales.NAME, partial(_drawn, tales.draw), tales.is_right),
 }
 
 

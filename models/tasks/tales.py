@@ -1,0 +1,76 @@
+"""Tales of three sentences in which everything must agree: who, what, and how many.
+
+The asked person has some things, then more or fewer of them, and the last sentence counts. A tale
+is acceptable when it is one of those that could have been drawn for the question: the same person
+and things throughout, the right pronoun, and the right count. That is checked exactly.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from models.tasks.stories import ITEMS, NAMES, NUM_WOMEN
+
+NAME = "tales"
+
+_ASKED: Final = ("Tell of {name} and {n} {items}.", "A tale of {name} with {n} {items}, please.")
+_GAINS: Final = ("finds", "buys", "gets")
+_LOSSES: Final = ("loses", "sells", "gives away")
+_PLACES: Final = ("", " at school", " in the park", " on the way", " in the shop")
+_TALE: Final = re.compile(
+    r"(?P<who>\w+) has (?P<first>[1-9]\d*) (?P<things>\w+)\. "
+    r"(?P<she>She|He) "
+    r"(?:(?P<gain>finds|buys|gets) (?P<more>[1-9]\d*) more|"
+    r"(?P<loss>loses|sells|gives away) (?P<fewer>[1-9]\d*)) (?P<same>\w+)"
+    r"(?: at school| in the park| on the way| in the shop)?\. "
+    r"Now (?P<her>she|he) has (?P<last>[1-9]\d*) (?P<left>\w+)\."
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question for a tale; `answer` is one acceptable tale among many."""
+
+    text: str
+    steps: tuple[str, ...]
+    answer: str
+    who: str
+    things: str
+    count: int
+
+
+def draw(rng: random.Random) -> Problem:
+    """One question and one tale for it."""
+    name, items = rng.choice(NAMES), rng.choice(ITEMS)
+    she = "she" if NAMES.index(name) < NUM_WOMEN else "he"
+    first, amount = rng.randint(12, 99), rng.randint(2, 99)
+    asked = rng.choice(_ASKED).format(name=name, n=first, items=items)
+    place = rng.choice(_PLACES)
+    if amount < first and rng.random() < 0.5:
+        event, last = f"{rng.choice(_LOSSES)} {amount} {items}", first - amount
+    else:
+        event, last = f"{rng.choice(_GAINS)} {amount} more {items}", first + amount
+    tale = (
+        f"{name} has {first} {items}. {she.capitalize()} {event}{place}. "
+        f"Now {she} has {last} {items}."
+    )
+    return Problem(asked, (), tale, name, items, first)
+
+
+def is_right(problem: Problem, content: str) -> bool:
+    """Whether the content is an acceptable tale for the question."""
+    found = _TALE.fullmatch(content.strip())
+    if found is None or any(len(found[part] or "") > 9 for part in ("first", "more", "fewer")):
+        return False
+    she = "she" if NAMES.index(problem.who) < NUM_WOMEN else "he"
+    change = int(found["more"] or 0) - int(found["fewer"] or 0)
+    return (
+        found["who"] == problem.who
+        and {found["things"], found["same"], found["left"]} == {problem.things}
+        and found["she"].lower() == found["her"] == she
+        and int(found["first"]) == problem.count
+        and int(found["last"]) == int(found["first"]) + change
+    )
