@@ -94,9 +94,7 @@ def test_forced_points_are_safe_and_say_so(seed: int) -> None:
 
 
 @given(seed=SEEDS, split=st.sampled_from(SPLITS), kind=st.sampled_from(KINDS))
-def test_problems_by_kind_are_of_their_split(
-    seed: int, split: Split, kind: guarded.Kind
-) -> None:
+def test_problems_by_kind_are_of_their_split(seed: int, split: Split, kind: guarded.Kind) -> None:
     problem = guarded.drawn(kind, split, seed, 0)
     assert problem.kind == kind
     assert split_of(problem.text) == split
