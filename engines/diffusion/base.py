@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
-from engines.base import Engine, TokenIds
+from engines.base import Engine, Sampling, TokenIds
 from engines.errors import (
     DenoiseError,
     DeterministicKernel,
@@ -167,6 +167,21 @@ class Denoiser(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Course:
+    """A full run as `Engine.sample` does it: what a search varies, and compares itself with.
+
+    Attributes:
+        length: Tokens of the text.
+        kernel: By the engine's options.
+        temperature: Of the tokens.
+    """
+
+    length: int
+    kernel: Kernel
+    temperature: float
+
+
 @runtime_checkable
 class DenoisingEngine(Engine, Protocol):
     """An engine with Capability.DENOISE."""
@@ -174,6 +189,14 @@ class DenoisingEngine(Engine, Protocol):
     @property
     def denoiser(self) -> Denoiser:
         """Its denoiser."""
+
+    def course(self, prompt_tokens: int, how: Sampling) -> Course:
+        """What one child of `sample` is: denoising it by jobs gives the same text for its seed.
+
+        Raises:
+            WrongLength: `how.max_tokens` has no room beside the prompt, or does not go into blocks.
+            UnsupportedByEngine: An option of `how` that the engine cannot honour.
+        """
 
 
 def started(info: DenoiserInfo, prompt: TokenIds, length: int) -> TokenIds:
