@@ -62,7 +62,7 @@ class TextChild:
     ) -> None:
         self.claim = parent.fork()
         self.bound = bound
-        self.is_root = not parent.written
+        self.is_root = not parent.text
         self.usage = _Usage()
         self._index = index
         self._how = how

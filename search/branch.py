@@ -64,6 +64,7 @@ class Branch:
         step: What it adds to its parent.
         text_end: Characters of `text`.
         num_tokens: Tokens of `text`, named in `token_ids` or only counted.
+        prefill: What the request wrote of the answer; it stands in front of `text`.
     """
 
     id: int
@@ -73,6 +74,7 @@ class Branch:
     step: Step
     text_end: int = 0
     num_tokens: int = 0
+    prefill: str = ""
 
     @property
     def finish(self) -> Finish | None:
@@ -98,6 +100,11 @@ class Branch:
     def text(self) -> str:
         """The answer so far."""
         return "".join(node.step.text for node in self.lineage)
+
+    @property
+    def whole_text(self) -> str:
+        """The answer so far with its prefill: what it states, whoever wrote it."""
+        return self.prefill + self.text
 
     @property
     def token_ids(self) -> TokenIds:

@@ -161,7 +161,7 @@ class Grower:
         if not new.finish.is_open:
             return new.finish
         if new.finish is Finish.BOUNDARY and job.closed_by:
-            answer = slot.parent.text + step.text
+            answer = slot.parent.whole_text + step.text
             if states_answer(answer, job.closed_by):
                 return Finish.STOP
         num_tokens = slot.parent.num_tokens + step.num_tokens

@@ -3,6 +3,11 @@
 Values are rounded to 1e-5 before anyone ranks by them, because batched matrix products differ in
 their last bits with the batch. A candidate is judged once; a later question gets the same value,
 and so do equal candidates of one batch, which are one call.
+
+Of an answer that the request began, judges of steps read the beginning too, because a step means
+nothing without those in front of it, and what they say of the beginning's own steps is left out.
+Judges of outcomes read and judge only what the model wrote. A multifurcation model is shown the
+beginning as a message and knows what to do with it.
 """
 
 from __future__ import annotations
@@ -12,9 +17,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
 
 from engines.base import ChatMessage
-from reward_models.base import Candidate, Claim, RewardModel, RewardRow, Score
+from reward_models.base import Candidate, Claim, RewardKind, RewardModel, RewardRow, Score
 from reward_models.base import MultifurcationRewardModel as Multifurcation
 from reward_models.errors import RewardInputError
 from search.branch import Branch
@@ -25,6 +32,8 @@ from search.tree import Failed, Scored, SearchTree
 
 ROUNDING = 5
 """Decimals that values keep."""
+
+_OF_STEPS: Final = (RewardKind.PROCESS, RewardKind.VERIFIER)
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,8 @@ class Judging:
 
     Args:
         judge: The reward model.
-        messages: The conversation to answer.
+        messages: The conversation to answer, with the beginning of the answer if there is one.
+        prefill: That beginning, the last message's text.
         tenant: Whose it is.
         delimiters: What ends a step.
         reads_whole: Whether the judge is shown answers as a single step.
@@ -53,6 +63,7 @@ class Judging:
         judge: RewardModel,
         *,
         messages: tuple[ChatMessage, ...],
+        prefill: str = "",
         tenant: str,
         delimiters: tuple[str, ...],
         reads_whole: bool = False,
@@ -63,7 +74,9 @@ class Judging:
         self.reads_whole = reads_whole
         self.values: dict[int, Judgement] = {}
         self.dropped: set[int] = set()
-        self._messages = messages
+        is_shown = not prefill or judge.info.kind is RewardKind.MULTIFURCATION
+        self._messages = messages if is_shown else messages[:-1]
+        self._prefill = prefill if judge.info.kind in _OF_STEPS else ""
         self._tenant = tenant
         self._delimiters = delimiters
         self._tree = tree
@@ -192,7 +205,7 @@ class Judging:
 
     def _keep(self, branch: Branch, score: Score, budget: Budget) -> None:
         if all(map(math.isfinite, (score.value, *score.steps))):
-            steps = tuple(round(one, ROUNDING) for one in score.steps)
+            steps = tuple(round(one, ROUNDING) for one in self._own_steps(branch, score.steps))
             self.values[branch.id] = Judgement(round(score.value, ROUNDING), steps)
             self._tree.record(Scored(branch.id, self.values[branch.id].value, steps))
             return
@@ -202,11 +215,11 @@ class Judging:
         self._drop(branch)
 
     def _candidate(self, branch: Branch, claim: Claim) -> Candidate:
-        text = branch.text
+        text = self._prefill + branch.text
         return Candidate(
             messages=self._messages,
             text=text,
-            token_ids=branch.token_ids,
+            token_ids=() if self._prefill else branch.token_ids,
             steps=self._steps(text),
             claim=claim,
             is_finished=branch.finish is not None,
@@ -216,6 +229,13 @@ class Judging:
         if self.reads_whole:
             return (text,) if text else ()
         return split_steps(text, self._delimiters)
+
+    def _own_steps(self, branch: Branch, values: tuple[float, ...]) -> tuple[float, ...]:
+        """The values of steps that do not end in the prefill."""
+        if not (self._prefill and values):
+            return values
+        ends = accumulate(map(len, self._steps(self._prefill + branch.text)))
+        return values[sum(end <= len(self._prefill) for end in ends) :]
 
     def _newly_read(self, branches: Iterable[Branch], root: Claim) -> int:
         """Tokens in front of these rows that no earlier row of the run had read."""

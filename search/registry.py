@@ -111,10 +111,13 @@ def reads_whole(strategy: Strategy[Params], judge: RewardModel | None) -> bool:
     return (getattr(strategy.params, "aggregate", None) or judge.info.aggregate) == "model"
 
 
-def check_sampling(strategy: Strategy[Params], engine: Engine, how: Sampling) -> None:
+def check_sampling(
+    strategy: Strategy[Params], engine: Engine, how: Sampling, *, is_begun: bool = False
+) -> None:
     """Refuse before any work the options that the engine could not honour.
 
-    A strategy that continues answers draws them step by step, which not every option survives.
+    A strategy that continues answers draws them step by step, which not every option survives; nor
+    does it where the request has begun the answer and the engine reads text only.
 
     Raises:
         UnsupportedByEngine: An option without its capability, or one that the engine refuses.
@@ -123,7 +126,8 @@ def check_sampling(strategy: Strategy[Params], engine: Engine, how: Sampling) ->
     for option, capability in _OPTIONS.items():
         if getattr(how, option) is not None and capability not in info.capabilities:
             raise UnsupportedByEngine(option, info.model_id, "leave it out")
-    if Capability.CONTINUE_TEXT in strategy.requires:
+    is_begun = is_begun and Capability.TOKENS not in info.capabilities
+    if is_begun or Capability.CONTINUE_TEXT in strategy.requires:
         how = replace(how, boundaries=info.step_delimiters, max_step_tokens=info.max_step_tokens)
     if isinstance(engine, ChecksSampling):
         engine.check_sampling(how)

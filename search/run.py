@@ -49,6 +49,8 @@ class RunRequest:
         strategy: The strategy's name.
         params: Its parameters as on the wire.
         messages: The conversation to answer.
+        continue_final: The last message is the beginning of the answer, the assistant's and in
+            plain text: what is returned goes on from there.
         sampling: How to draw an answer; its `stop` and `max_tokens` bound the whole answer.
         seed: Where every random stream of the run comes from.
         limits: The most the run may spend.
@@ -71,6 +73,17 @@ class RunRequest:
     answers: int = 1
     prompt: Prompt | None = None
     unsized: Unsized | None = None
+    continue_final: bool = False
+
+    @property
+    def prefill(self) -> str:
+        """The beginning of the answer; empty where there is none."""
+        return str(self.messages[-1]["content"]) if self.continue_final else ""
+
+    @property
+    def asked(self) -> tuple[ChatMessage, ...]:
+        """The conversation without it."""
+        return self.messages[:-1] if self.continue_final else self.messages
 
 
 _Item: TypeAlias = Piece | Result | BaseException
@@ -109,9 +122,10 @@ class Run:
     ) -> None:
         self._strategy = make_strategy(request.strategy, request.params)
         check_fit(self._strategy, engine.info, judge)
-        check_sampling(self._strategy, engine, _nominal(request, engine))
+        nominal = _nominal(request, engine)
+        check_sampling(self._strategy, engine, nominal, is_begun=request.continue_final)
         self.request = request
-        self.tree = SearchTree()
+        self.tree = SearchTree(prefill=request.prefill)
         self.budget = Budget(request.limits, clock=clock)
         self._engine = engine
         self._judge = judge
@@ -184,7 +198,9 @@ class Run:
         try:
             prompt = self.request.prompt
             if prompt is None:
-                prompt = self._engine.render(self.request.messages)
+                prompt = self._engine.render(
+                    self.request.messages, continue_final=self.request.continue_final
+                )
             async with self.budget.in_time():
                 root = await self._engine.open(prompt, tenant=self.request.tenant)
                 bench.claims.open(self.tree.root, root)
@@ -264,6 +280,7 @@ class Run:
             judging = Judging(
                 self._judge,
                 messages=request.messages,
+                prefill=request.prefill,
                 tenant=request.tenant,
                 delimiters=engine.info.step_delimiters,
                 reads_whole=reads_whole(self._strategy, self._judge),
@@ -278,7 +295,7 @@ class Run:
             grower=grower,
             judging=judging,
             store=self._store,
-            messages=request.messages,
+            messages=request.asked,
             sampling=request.sampling,
             seed=request.seed,
             answers=request.answers,

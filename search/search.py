@@ -60,7 +60,7 @@ class Search:
         budget: What may still be spent.
         engine: What the engine is.
         judge: What the reward model is; None without one.
-        messages: The conversation to answer.
+        messages: The conversation to answer, without the prefill that `root` may have.
         sampling: The request's sampling: one whole answer.
         answers: Distinct answers that the request wants back.
         given: Finished branches from an outer strategy, candidates already paid for.

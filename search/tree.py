@@ -185,8 +185,8 @@ class _Picture:
 class SearchTree:
     """Branches and events of one run. Append-only; one event loop owns it."""
 
-    def __init__(self, prompt_tokens: int = 0) -> None:
-        self.root = Branch(id=0, parent=None, depth=0, path=(), step=Step(text=""))
+    def __init__(self, prompt_tokens: int = 0, prefill: str = "") -> None:
+        self.root = Branch(0, parent=None, depth=0, path=(), step=Step(text=""), prefill=prefill)
         self.prompt_tokens = prompt_tokens
         self._branches: dict[int, Branch] = {0: self.root}
         self._num_submitted = 1
@@ -220,6 +220,7 @@ class SearchTree:
             step=step,
             text_end=parent.text_end + len(step.text),
             num_tokens=parent.num_tokens + step.num_tokens,
+            prefill=parent.prefill,
         )
         self._branches[branch.id] = branch
         self._append("grown", _grown(branch, slot.index))

@@ -13,7 +13,7 @@ from search.select import INVALID, Group, order_by_vote, vote
 
 async def groups_of(branches: Sequence[Branch], weights: Sequence[float]) -> list[Group]:
     """Groups of equivalent answers, heaviest first; the one that states no answer comes last."""
-    answers = [extract_answer(one.text) for one in branches]
+    answers = [extract_answer(one.whole_text) for one in branches]
     return await asyncio.to_thread(vote, answers, weights)  # algebra may take its time
 
 

@@ -10,10 +10,11 @@ import asyncio
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 from engines.base import ChatMessage, Prompt, Sampling
-from engines.errors import ContextLengthExceeded
+from engines.errors import ContextLengthExceeded, UnsupportedByEngine
 from reward_models.base import RewardModel
 from search.budget import Limits
 from search.run import RunRequest
@@ -75,7 +76,8 @@ async def resolve(
         ModelNotFound: No such model.
         StrategyNotFound: No such strategy, in the body or as a suffix.
         RewardModelNotFound: No such reward model.
-        InvalidRequest: A value over the server's limits, or a schedule that warms up as it goes.
+        InvalidRequest: A value over the server's limits, a schedule that warms up as it goes, or
+            the beginning of an answer that this model's engine cannot go on with.
         ContextLengthExceeded: The prompt leaves no room for an answer.
         PromptError: The model's template refuses the messages.
     """
@@ -89,7 +91,8 @@ async def resolve(
     params = _params(bough, served, asked, catalog.strategies[asked], limits.max_width)
     _check_token_ids(request, served)
     messages = tuple(_message(message) for message in request.messages)
-    prompt = await _rendered(served, messages)
+    continues = wire.continues(request)
+    prompt = await _rendered(served, messages, continues)
     seed = secrets.randbelow(_MAX_DRAWN_SEED) if request.seed is None else request.seed
     schedule = _schedule(request)
     run = RunRequest(
@@ -106,6 +109,7 @@ async def resolve(
         answers=request.n or 1,
         prompt=prompt,
         unsized=schedule if isinstance(schedule, Unsized) else None,
+        continue_final=continues,
     )
     return Plan(
         wire=request,
@@ -182,14 +186,24 @@ def _check_token_ids(request: ChatRequest, served: Served) -> None:
             )
 
 
-async def _rendered(served: Served, messages: tuple[ChatMessage, ...]) -> Prompt:
+async def _rendered(
+    served: Served, messages: tuple[ChatMessage, ...], continue_final: bool
+) -> Prompt:
     """The prompt; refuses what cannot be answered before a stream has begun."""
     engine = served.engine
     size = sum(_MESSAGE_CHARS + len(str(message["content"])) for message in messages)
-    if size > _MAX_INLINE_CHARS:
-        prompt = await asyncio.to_thread(engine.render, messages)
-    else:
-        prompt = engine.render(messages)
+    render = partial(engine.render, messages, continue_final=continue_final)
+    try:
+        prompt = await asyncio.to_thread(render) if size > _MAX_INLINE_CHARS else render()
+    except UnsupportedByEngine as err:
+        if not continue_final:
+            raise
+        raise InvalidRequest(
+            f"model {served.model_id!r} cannot go on with the assistant's message at the end: "
+            "leave it out, or set continue_final_message to false for a turn of its own",
+            code="unsupported_by_engine",
+            param=f"messages[{len(messages) - 1}]",
+        ) from err
     context_tokens = engine.info.context_tokens
     if isinstance(prompt, tuple) and len(prompt) >= context_tokens:
         raise ContextLengthExceeded(len(prompt), context_tokens)

@@ -144,6 +144,8 @@ class ChatRequest(BaseModel):
     min_tokens: Count | None = None
     stop_token_ids: list[Count] | None = None
     ignore_eos: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     # accepted, and listed in bough.ignored
     metadata: Any = None
     moderation: Any = None
@@ -219,6 +221,7 @@ def parse(body: bytes) -> ChatRequest:
     _check_unsupported(request)
     _check_messages(request.messages)
     _check_together(request)
+    _check_prefill(request)
     return request
 
 
@@ -233,6 +236,15 @@ def ignored(request: ChatRequest) -> Iterator[str]:
     for name in ("include_obfuscation", "continuous_usage_stats"):
         if options is not None and getattr(options, name):
             yield f"stream_options.{name}"
+
+
+def continues(request: ChatRequest) -> bool:
+    """Whether the last message is the beginning of the answer.
+
+    It is when the assistant says it, unless the request asks for a turn of its own in vLLM's words.
+    """
+    begins_turn = request.add_generation_prompt or request.continue_final_message is False
+    return request.messages[-1].role == "assistant" and not begins_turn
 
 
 def content_of(message: Message) -> str:
@@ -309,6 +321,29 @@ def _check_together(request: ChatRequest) -> None:
                 code="invalid_value",
                 param="logit_bias",
             )
+
+
+def _check_prefill(request: ChatRequest) -> None:
+    """Refuse contradictions about where the answer begins, and a beginning without text."""
+    goes_on, begins = request.continue_final_message, request.add_generation_prompt
+    at = f"messages[{len(request.messages) - 1}]"
+    role = request.messages[-1].role
+
+    def refuse(param: str, why: str) -> InvalidRequest:
+        return InvalidRequest(why, code="invalid_value", param=param)
+
+    if goes_on and begins:
+        why = "an answer goes on or begins: not both continue_final_message and "
+        raise refuse("continue_final_message", why + "add_generation_prompt")
+    if goes_on and role != "assistant":
+        why = f"the last message is the {role}'s; only an assistant's can be continued"
+        raise refuse("continue_final_message", why)
+    if begins is False and (goes_on is False or role != "assistant"):
+        why = "without add_generation_prompt the last message must be an assistant's to go on with"
+        raise refuse("add_generation_prompt", why)
+    if continues(request) and not content_of(request.messages[-1]).strip():
+        why = f"{at} begins the answer without any text: give it some, or leave the message out"
+        raise refuse(f"{at}.content", why)
 
 
 def _unsupported(param: str, what: str | None = None) -> InvalidRequest:

@@ -80,7 +80,7 @@ class GenSelect:
         """The candidate that the model names, or why there is none."""
         if len(shown) < 2:
             return None, "the candidates do not fit the context"
-        question = selection_question(search.messages, [one.text for one in shown])
+        question = selection_question(search.messages, [one.whole_text for one in shown])
         try:
             reply = await search.ask(question, self._sampling(search))
         except BudgetExhausted:
@@ -119,7 +119,8 @@ class GenSelect:
     def _fits(self, search: Search, shown: list[Branch]) -> bool:
         """Whether the question fits the context, by the tokens that the candidates took."""
         per_character = max(one.num_tokens / len(one.text) for one in shown)
-        overhead = math.ceil(per_character * question_overhead(len(shown)))
+        beside = question_overhead(len(shown)) + len(search.root.prefill) * len(shown)
+        overhead = math.ceil(per_character * beside)
         size = search.tree.prompt_tokens + overhead + sum(one.num_tokens for one in shown)
         return size + self.params.max_reply_tokens <= search.engine.context_tokens
 

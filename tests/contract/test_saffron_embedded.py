@@ -45,14 +45,13 @@ async def judge(model: Path) -> AsyncIterator[MultifurcationJudge]:
 async def test_both_tries_compute_each_token_once(
     messages: tuple[ChatMessage, ...], engine: EmbeddedEngine, judge: MultifurcationJudge
 ) -> None:
-    prompt = engine.render(messages, continue_final=len(messages) > 1)
     request = RunRequest(
         strategy="saffron",
         params={"width": WIDTH, "top_p": 0.6},
         messages=messages,
         sampling=Sampling(max_tokens=12),
         seed=1,
-        prompt=prompt,
+        continue_final=len(messages) > 1,
     )
     before = engine.stats().tokens_computed, judge.stats().tokens_computed
     run = Run(request, engine=engine, judge=judge)

@@ -188,7 +188,7 @@ async def test_an_answer_begun_by_the_user_goes_on() -> None:
         messages=messages,
         sampling=Sampling(max_tokens=8),
         seed=1,
-        prompt=engine.render(messages, continue_final=True),
+        continue_final=True,
     )
     run = Run(asked, engine=engine, judge=Noting(lambda text: float("no" in text)))
     result = await run.result()
