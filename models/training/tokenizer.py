@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -36,15 +36,23 @@ CHAT_TEMPLATE = (
 )
 
 # Everyday words, so that a system prompt or a stray question does not fall apart into bytes.
-_EVERYDAY = (
+EVERYDAY = (
     "You are a careful assistant. Think step by step and answer with one number. "
     "Please solve this problem. Write one step per line, then the answer. Hello, what is the "
     "name of this and that? I do not know. It was with the other one, and they were not there."
 )
 
 
-def train_tokenizer(seed: int) -> Tokenizer:
-    """Learn the merges from drawn problems and solutions; the same seed, the same file."""
+def train_tokenizer(
+    seed: int, corpus: Iterable[str] | None = None, more_special: tuple[str, ...] = ()
+) -> Tokenizer:
+    """Learn the merges from drawn problems and solutions; the same seed, the same file.
+
+    Args:
+        seed: Of the drawn problems.
+        corpus: Texts to learn from instead.
+        more_special: Special tokens beside `SPECIAL`.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -54,13 +62,14 @@ def train_tokenizer(seed: int) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    special = (*SPECIAL, *more_special)
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
         show_progress=False,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL],
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in special],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    tokenizer.train_from_iterator(_corpus(seed), trainer)
+    tokenizer.train_from_iterator(_corpus(seed) if corpus is None else corpus, trainer)
     return tokenizer
 
 
@@ -89,4 +98,4 @@ def _corpus(seed: int) -> Iterator[str]:
         yield solution_of(problem)
         if index % 20 == 0:
             yield countdown.draw(rng).text
-            yield _EVERYDAY
+            yield EVERYDAY
