@@ -14,12 +14,15 @@ import json
 import math
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from engines.base import ChatMessage, TokenIds
+from engines.embedded.config import read_config
 from engines.embedded.tokenizer import ChatTokenizer
 from reward_models.base import Candidate, Claim, RewardModel
 from reward_models.multifurcation import Dialogue
+from reward_models.multifurcation_files import beginning
 from reward_models.training.errors import TrainingError
 from reward_models.training.token_rewards import TokenRewards
 
@@ -56,6 +59,18 @@ class Reader:
     dialogue: Dialogue
     end_ids: Collection[int]
     max_tokens: int = 128
+
+    @classmethod
+    def of(cls, base: Path, *, shows_prefill: bool = False, max_tokens: int = 128) -> Reader:
+        """For a model on this base, reading as the judge that will be served does.
+
+        Raises:
+            ModelLoadError: The base's files cannot be read.
+            RewardLoadError: The token that its texts begin with is none.
+        """
+        tokenizer = ChatTokenizer(base)
+        dialogue = Dialogue(tokenizer, beginning(tokenizer, base), shows_prefill)
+        return cls(tokenizer, dialogue, frozenset(read_config(base).eos_ids), max_tokens)
 
 
 async def annotate(

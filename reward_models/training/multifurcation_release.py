@@ -1,4 +1,4 @@
-"""Writes a trained multifurcation reward model as one was published, with a card.
+"""Writes a trained multifurcation reward model in the files that one was published in.
 
 The directory is what `reward_models.multifurcation_files` reads. The base's weights are not copied.
 
@@ -21,8 +21,6 @@ from safetensors.torch import save_file
 from reward_models.multifurcation_files import ADAPTER, ADAPTER_CONFIG, BIAS, CARD, UNSEEN
 from reward_models.training.low_rank import tensors_of
 from reward_models.training.multifurcation import Multifurcation, Shape
-
-MODEL_CARD = "CARD.md"
 
 
 def write_release(

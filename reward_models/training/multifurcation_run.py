@@ -18,18 +18,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from reward_models.training.errors import TrainingError
 from reward_models.training.low_rank import restore, tensors_of
-from reward_models.training.multifurcation import (
-    Multifurcation,
-    Shape,
-    collate,
-    predict,
-    squared_errors,
-)
+from reward_models.training.multifurcation import Multifurcation, Shape, collate, squared_errors
+from reward_models.training.nearness import Measurement, measure
 from reward_models.training.token_rewards import TokenRewards
 
 STATE: Final = "state.pt"
@@ -75,24 +69,6 @@ class RunOptions:
             )
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """How near predictions are to rewards: over tokens, by the split's texts."""
-
-    mse: float
-    within_one: float
-    num_rewards: int
-
-
-def measure(network: Multifurcation, texts: Sequence[TokenRewards]) -> Measurement:
-    """Mean squared error and the share within ±1 of the reward."""
-    if not texts:
-        return Measurement(float("nan"), float("nan"), 0)
-    rows = zip(predict(network, texts), texts, strict=True)
-    errors = torch.cat([squared_errors(Tensor(row), Tensor(text.rewards)) for row, text in rows])
-    return Measurement(float(errors.mean()), float((errors <= 1).float().mean()), len(errors))
-
-
 class Run:
     """A training that can be stopped at any time and gone on with.
 
@@ -120,7 +96,7 @@ class Run:
             raise TrainingError(f"none of the {len(texts)} texts is of the train split")
         self._options = options
         self._folder = folder
-        self._identity = _identity(options, texts)
+        self._identity = _identity(network, options, texts)
         lora = [parameter for parameter in network.trained() if parameter is not network.bias]
         bias_lr = options.lr if options.bias_lr is None else options.bias_lr
         groups = [{"params": lora, "lr": options.lr}, {"params": [network.bias], "lr": bias_lr}]
@@ -223,8 +199,8 @@ class Run:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if state["identity"] != self._identity:
             raise TrainingError(
-                f"{path}: belongs to a run with other options or data; name another folder, or "
-                "remove it to begin again"
+                f"{path}: belongs to a run with another base, options or data; name another "
+                "folder, or remove it to begin again"
             )
         restore(self._network.adapters, state["adapters"])
         with torch.no_grad():
@@ -254,9 +230,12 @@ def epoch_batches(
     return batches
 
 
-def _identity(options: RunOptions, texts: Sequence[TokenRewards]) -> str:
-    """Stands for options and data."""
+def _identity(network: Multifurcation, options: RunOptions, texts: Sequence[TokenRewards]) -> str:
+    """Stands for the base, the options and the data."""
     digest = hashlib.blake2b(json.dumps(asdict(options), sort_keys=True).encode(), digest_size=16)
+    for parameter in network.parameters():
+        if not parameter.requires_grad:
+            digest.update(repr(float(parameter.sum(dtype=torch.float64))).encode())
     for text in texts:
         digest.update(text.to_json().encode())
     return digest.hexdigest()

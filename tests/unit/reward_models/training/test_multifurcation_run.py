@@ -25,8 +25,8 @@ from reward_models.training.multifurcation_run import (
     Run,
     RunOptions,
     epoch_batches,
-    measure,
 )
+from reward_models.training.nearness import measure
 from reward_models.training.token_rewards import TokenRewards, unseen_mask
 from tests.unit.reward_models.training.texts import LAYERS, corpus, write_base
 
@@ -106,8 +106,17 @@ def test_a_folder_belongs_to_its_options_and_data(base: Path, tmp_path: Path) ->
         (TEXTS[:-1], OPTIONS),
         (TEXTS, RunOptions(lr=3e-3, epochs=4, save_every=4)),
     ]:
-        with pytest.raises(TrainingError, match="other options or data"):
+        with pytest.raises(TrainingError, match="another base, options or data"):
             Run(network, texts, options, tmp_path)
+
+
+def test_a_folder_belongs_to_its_base(base: Path, tmp_path: Path) -> None:
+    Run(load_network(base, OPTIONS.shape), TEXTS, OPTIONS, tmp_path).finish()
+    other = load_network(base, OPTIONS.shape)
+    with torch.no_grad():
+        other.decoder.model.norm.weight[0] += 1e-3
+    with pytest.raises(TrainingError, match="another base"):
+        Run(other, TEXTS, OPTIONS, tmp_path)
 
 
 def test_each_epoch_has_every_text_once_in_another_order() -> None:
