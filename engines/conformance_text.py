@@ -244,6 +244,18 @@ async def named_tokens_spell_the_text(trial: Trial) -> None:
     require(sum(best) * 2 > len(best), "greedy tokens are not the likeliest alternatives")
 
 
+async def decoding_may_be_cut_between_characters(trial: Trial) -> None:
+    """Where a beginning decodes to whole characters, the rest may be decoded by itself."""
+    child = await trial.child(await trial.open(), trial.endless, 5)
+    for ids in (child.token_ids, trial.engine.encode("a é € 😀 é")):
+        whole = trial.engine.decode(ids)
+        for cut in range(len(ids) + 1):
+            front = trial.engine.decode(ids[:cut])
+            if not front.endswith("\ufffd"):
+                parts = front + trial.engine.decode(ids[cut:])
+                require(parts == whole, f"cut at {cut}, {whole!r} decodes to {parts!r}")
+
+
 def _greedy(trial: Trial) -> Sampling:
     return replace(trial.endless, temperature=0.0)
 
@@ -288,5 +300,6 @@ TEXT_CHECKS: Final = (
     (a_closed_engine_answers_nobody, frozenset[Capability]()),
     (what_text_cannot_do_is_refused, frozenset[Capability]()),
     (named_tokens_spell_the_text, frozenset({Capability.LOGPROBS})),
+    (decoding_may_be_cut_between_characters, frozenset({Capability.TOKENS})),
 )
 """Each law with the capabilities without which it says nothing."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 from engines.base import Engine, Finish, Sampling, TokenIds
 from search.branch import Branch, Step
 from search.budget import Budget
+from search.steps import text_behind
 from search.workbench import Workbench
 
 
@@ -70,9 +71,8 @@ def appended(
     if how.max_tokens is not None:
         room = how.max_tokens - parent.num_tokens
         kept, finish = _within(kept, finish, room, Finish.LENGTH)
-    before = parent.token_ids
-    text = engine.decode(before + kept)[parent.text_end :]
-    step = _cut_at_stop(engine, parent, Step(text, kept, finish=finish), how.stop)
+    text = text_behind(engine, parent, kept)
+    step = _cut_at_stop(engine, parent, Step(text, kept, finish=finish), how)
     if step.finish is None and step.text.endswith("�"):
         step = replace(step, text=step.text.rstrip("�"), is_partial=True)
     return step
@@ -87,19 +87,26 @@ def _within(
     return ids, finish
 
 
-def _cut_at_stop(engine: Engine, parent: Branch, step: Step, stops: tuple[str, ...]) -> Step:
-    longest = max(map(len, stops), default=0)
+def _cut_at_stop(engine: Engine, parent: Branch, step: Step, how: Sampling) -> Step:
+    longest = max(map(len, how.stop), default=0)
     if not longest:
         return step
     window_start = max(0, parent.text_end - longest + 1)
     window = parent.text_from(window_start) + step.text
-    hits = [at for stop in stops if stop and (at := window.find(stop)) >= 0]
+    # Those that are complete in the answer's first `min_tokens` tokens are text like any other.
+    early = step.token_ids[: max(0, how.min_tokens - parent.num_tokens)]
+    plain = text_behind(engine, parent, early).rstrip("�") if early else ""
+    begin = parent.text_end + len(plain) - window_start
+    hits = [
+        at
+        for stop in how.stop
+        if stop and (at := window.find(stop, max(0, begin - len(stop) + 1))) >= 0
+    ]
     if not hits:
         return step
     # A stop string that began in the parent leaves nothing of this step: nothing is taken back.
     text = step.text[: max(0, window_start + min(hits) - parent.text_end)]
-    before = parent.token_ids
     kept = step.token_ids
-    while kept and len(engine.decode(before + kept)) > parent.text_end + len(text):
+    while kept and len(text_behind(engine, parent, kept)) > len(text):
         kept = kept[:-1]
     return Step(text, kept, finish=Finish.STOP)

@@ -17,7 +17,7 @@ from search.branch import Branch, Slot, Step
 from search.claims import ClaimBook
 from search.errors import BudgetExhausted
 from search.jobs import Admission, Child, Job
-from search.steps import seed_of, step_text
+from search.steps import seed_of, step_text, text_behind
 from search.streaming import Agreement
 from search.tree import SearchTree
 
@@ -153,8 +153,8 @@ class Grower:
     def _cut(self, child: Child) -> Step:
         step, parent = child.as_cut(), child.slot.parent
         if parent.step.is_partial:
-            whole = self._engine.decode((*parent.token_ids, *step.token_ids))
-            step = replace(step, text=whole[parent.text_end :].rstrip("�"))
+            text = text_behind(self._engine, parent, step.token_ids)
+            step = replace(step, text=text.rstrip("�"))
         return step
 
     def _finish_of(self, job: Job, slot: Slot, new: Continuation, step: Step) -> Finish | None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from engines.base import Continuation, Engine, Finish
+from engines.base import Continuation, Engine, Finish, TokenIds
 from search.branch import Branch, BranchPath
 
 
@@ -50,6 +50,19 @@ def seed_of(run_seed: int, path: BranchPath, purpose: str = "") -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
+def text_behind(engine: Engine, parent: Branch, ids: TokenIds) -> str:
+    """The text that tokens add to a branch, U+FFFD at its end where a character is incomplete.
+
+    Decoded is what follows the last step that ended between two characters, and nothing in front.
+    """
+    pending: TokenIds = ()
+    whole = parent
+    while whole.step.is_partial and whole.parent is not None:
+        pending = whole.step.token_ids + pending
+        whole = whole.parent
+    return engine.decode(pending + ids)[parent.text_end - whole.text_end :]
+
+
 def step_text(engine: Engine, parent: Branch, new: Continuation) -> tuple[str, bool]:
     """The text that a continuation adds to its branch, and whether it ends inside a character.
 
@@ -58,10 +71,9 @@ def step_text(engine: Engine, parent: Branch, new: Continuation) -> tuple[str, b
     """
     text = new.text
     if parent.step.is_partial:
-        ids = (*parent.token_ids, *new.token_ids)
-        if new.finish is Finish.STOP:
-            ids += new.overrun_ids
-        text = engine.decode(ids)[parent.text_end :]
+        is_cut = new.finish is Finish.STOP
+        ids = new.token_ids + new.overrun_ids if is_cut else new.token_ids
+        text = text_behind(engine, parent, ids)
         if new.finish is Finish.STOP and isinstance(new.matched, str):
             text = text.split(new.matched, 1)[0]
     is_open = new.finish.is_open and bool(new.token_ids)
