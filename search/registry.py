@@ -83,7 +83,7 @@ def check_fit(strategy: Strategy[Params], engine: EngineInfo, judge: RewardModel
         )
     if strategy.needs_judge and judge is None:
         raise MissingRewardModel(strategy.name, "it ranks its candidates by reward")
-    if getattr(strategy, "needs_next_rewards", False):
+    if needs_next_rewards(strategy):
         _check_next_rewards(strategy.name, engine, judge)
     if judge is not None and not judge.info.reads_whole and reads_whole(strategy, judge):
         why = (
@@ -91,6 +91,11 @@ def check_fit(strategy: Strategy[Params], engine: EngineInfo, judge: RewardModel
             "last, min, prod or mean"
         )
         raise InvalidParameter("aggregate", strategy.name, why)
+
+
+def needs_next_rewards(strategy: object) -> bool:
+    """Whether a strategy, or its class, reads the rewards of every next token."""
+    return bool(getattr(strategy, "needs_next_rewards", False))
 
 
 def _check_next_rewards(name: str, engine: EngineInfo, judge: RewardModel | None) -> None:

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from engines.base import Capability, Engine
-from reward_models.base import RewardModel
+from reward_models.base import MultifurcationRewardModel, RewardModel
 from search import plugins
-from search.errors import PluginError, StrategyNotFound
+from search.errors import MissingRewardModel, PluginError, StrategyNotFound
+from search.registry import needs_next_rewards
 from server.errors import ModelNotFound, RewardModelNotFound, SettingsError, near
 from server.metrics import Stats
 from server.settings import ModelSettings, Settings
@@ -95,11 +96,51 @@ class Catalog:
         return found
 
     def carried_by(self, served: Served) -> list[str]:
-        """Strategies that this model's engine has the capabilities for."""
+        """Strategies that this model's engine has the capabilities for.
+
+        One that reads the rewards of next tokens also needs a judge of the model's vocabulary.
+        """
         able = set(served.engine.info.capabilities)
         if Capability.TOKENS in able:  # as search sees it: whoever continues tokens continues text
             able.add(Capability.CONTINUE_TEXT)
-        return [name for name, kind in self.usable().items() if kind.requires <= able]
+        return [
+            name
+            for name, kind in self.usable().items()
+            if kind.requires <= able and (not needs_next_rewards(kind) or self.fitting(served))
+        ]
+
+    def carriers_of(self, strategy: str) -> list[str]:
+        """Ids of the models that carry a strategy."""
+        return [name for name, served in self.models.items() if strategy in self.carried_by(served)]
+
+    def fitting(self, served: Served) -> list[str]:
+        """Ids of the judges that value every next token of this model's vocabulary."""
+        wanted = served.engine.info.tokenizer_hash
+        return [
+            name
+            for name, judge in self.judges.items()
+            if isinstance(judge, MultifurcationRewardModel) and judge.info.tokenizer_hash == wanted
+        ]
+
+    def usual_judge(self, served: Served, strategy: str) -> str | None:
+        """The judge of a request that names none.
+
+        It is the model's own; where the strategy needs one that values every next token and the
+        model's does not, the only one that fits.
+
+        Raises:
+            MissingRewardModel: Several fit.
+        """
+        own = served.settings.reward_model
+        if not needs_next_rewards(self.strategies[strategy]):
+            return own
+        fitting = self.fitting(served)
+        if own in fitting or not fitting:
+            return own
+        if len(fitting) > 1:
+            names = ", ".join(map(repr, fitting))
+            raise MissingRewardModel(strategy, f"one that values every next token; {names} fit")
+        return fitting[0]
 
     def stats(self) -> dict[str, Stats]:
         """Stats of every engine and judge by id; ids are unique across both."""

@@ -76,6 +76,7 @@ async def resolve(
         ModelNotFound: No such model.
         StrategyNotFound: No such strategy, in the body or as a suffix.
         RewardModelNotFound: No such reward model.
+        MissingRewardModel: None was named, and several fit the strategy.
         InvalidRequest: A value over the server's limits, a schedule that warms up as it goes, or
             the beginning of an answer that this model's engine cannot go on with.
         ContextLengthExceeded: The prompt leaves no room for an answer.
@@ -85,7 +86,7 @@ async def resolve(
     served, suffix = catalog.find(request.model)
     asked = bough.strategy or suffix or served.settings.strategy
     catalog.strategy(asked)
-    judge_id = bough.reward_model or served.settings.reward_model
+    judge_id = bough.reward_model or catalog.usual_judge(served, asked)
     judge = None if judge_id is None else catalog.judge(judge_id)
     _check_caps(request, limits)
     params = _params(bough, served, asked, catalog.strategies[asked], limits.max_width)

@@ -330,9 +330,10 @@ def _model_id(engine: EngineSettings) -> str:
 
 
 def _bundled() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Bundled models and judges as settings, by id."""
+    """Bundled models and judges as settings, by id; the only judge of a task is its default."""
     models: dict[str, Any] = {}
     judges: dict[str, Any] = {}
+    judged: dict[str, str | None] = {}
     for name, path in bundled().items():
         about = describe(path)
         kind = about.get("kind", "generator")
@@ -342,7 +343,10 @@ def _bundled() -> tuple[dict[str, Any], dict[str, Any]]:
             models[name]["reward_model"] = about.get("reward_model")
         else:
             judges[name] = {"kind": kind, "model": str(path)}
-    only = next(iter(judges)) if len(judges) == 1 else None
+            if kind != "multifurcation":  # of tokens: `Catalog.usual_judge` finds it
+                judged[name] = about.get("task")
     for model in models.values():
-        model["reward_model"] = model["reward_model"] or only
+        usual = [name for name, task in judged.items() if task and task == model["task"]]
+        if len(usual) == 1:
+            model["reward_model"] = model["reward_model"] or usual[0]
     return models, judges

@@ -14,9 +14,14 @@ router = APIRouter()
 
 @router.get("/v1/strategies")
 async def strategies(services: Shared) -> dict[str, Any]:
-    """Every strategy, by name."""
-    known = services.catalog.usable()
-    return {"object": "list", "data": [describe(name, known[name]) for name in sorted(known)]}
+    """Every strategy, by name, and the models here that carry it."""
+    catalog = services.catalog
+    known = catalog.usable()
+    data = [
+        {**describe(name, known[name]), "models": catalog.carriers_of(name)}
+        for name in sorted(known)
+    ]
+    return {"object": "list", "data": data}
 
 
 def describe(name: str, strategy: Any) -> dict[str, Any]:

@@ -110,6 +110,7 @@ class Strategy(Reply):
     description: str = ""
     params: dict[str, Any] = Field(default_factory=dict)
     requires: list[str] = Field(default_factory=list)
+    models: list[str] = Field(default_factory=list)
 
 
 class Completion(ChatCompletion):
