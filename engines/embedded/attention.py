@@ -42,12 +42,15 @@ class Row:
         own: Pages of this row alone, after `shared`.
         start: Tokens of the sequence before the first query.
         count: Query tokens, at positions start … start + count - 1, in the flat order of the batch.
+        seen: Which query sees which, (count, count), where that is less than all before it: a tree
+            of drafted tokens, parents first. Their keys lie where a sequence of `count` would.
     """
 
     shared: tuple[int, ...]
     own: Sequence[int]
     start: int
     count: int
+    seen: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ class _Cell:
     queries: Sequence[int]
     limit: int
     is_private: bool
+    seen: npt.NDArray[np.bool_] | None = None
 
 
 def split(rows: Sequence[Row], page_tokens: int) -> tuple[list[Segment], list[int]]:
@@ -221,7 +225,8 @@ class Planner:
             limit = row.start + 1 - skipped * size
             used = -(-(limit + row.count - 1) // size)
             pages = [*row.shared[skipped:], *row.own][:used]
-            cells.append(_Cell(pages, range(offsets[number], offsets[number + 1]), limit, True))
+            own = range(offsets[number], offsets[number + 1])
+            cells.append(_Cell(pages, own, limit, True, row.seen))
         return self._pack(cells, offsets[-1])
 
     def _pack(self, cells: list[_Cell], total: int) -> Plan:
@@ -274,6 +279,7 @@ class Planner:
         length = int(limits.max()) if can_advance else depth * size
         if limits.min() < length:
             hidden = np.arange(depth * size)[None, None, :] >= limits[:, :, None]
+            _hide_other_branches(members, hidden)
             bias = np.where(hidden, np.float32(-np.inf), np.float32(0.0))
             mask = torch.from_numpy(bias).to(self._device, self._dtype).unsqueeze(1)
             steps = torch.from_numpy(limits).to(self._device) if can_advance else None
@@ -301,6 +307,15 @@ class Planner:
         if firsts[-1] + depth > self._num_pages or not all(map(_is_consecutive, members)):
             return None
         return firsts[0], step
+
+
+def _hide_other_branches(members: list[_Cell], hidden: npt.NDArray[np.bool_]) -> None:
+    """Mark in `hidden` (S, R, T) what queries of drafted trees do not see of their own tree."""
+    for cell, of_cell in zip(members, hidden, strict=True):
+        if cell.seen is not None:
+            count, at = len(cell.queries), cell.limit - 1
+            of_cell[:count, at : at + count] |= ~cell.seen
+            of_cell[count:] = of_cell[count - 1]  # padding repeats the last query
 
 
 def index_of(numbers: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor | slice:

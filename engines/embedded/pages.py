@@ -65,3 +65,13 @@ class KvPool:
         destination = torch.tensor([d for _, d in pairs], device=device)
         for layer in self.pages:
             layer.index_copy_(0, destination, layer.index_select(0, source))
+
+    def move(self, sources: Sequence[int], destinations: Sequence[int]) -> None:
+        """Copy slots; all are read before any is written."""
+        if not sources:
+            return
+        device = self.pages[0].device
+        source = torch.tensor(sources, device=device)
+        destination = torch.tensor(destinations, device=device)
+        for layer in self._slots:
+            layer.index_copy_(0, destination, layer.index_select(0, source))

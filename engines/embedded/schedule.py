@@ -140,6 +140,25 @@ class Scheduler:
                 self._grow(branch)
         return [branch for branch in ready if branch in self.running]
 
+    def widen(self, branch: Branch, tokens: int) -> int:
+        """How many tokens `branch` may run now, at most `tokens`, at least the one of its step.
+
+        More pages become its own, but only those that nobody has to give up anything for.
+        """
+        ledger, size = self._ledger, self._size
+        held = (len(branch.nodes) + len(branch.own)) * size
+        more = -(-max(0, branch.computed + tokens - held) // size)
+        for _ in range(more):
+            if branch.reserved:
+                page = branch.reserved.pop(0)
+            elif ledger.available > ledger.num_pages // _SHARE and not self._queue:
+                page = ledger.reserve(1)[0]
+            else:
+                break
+            branch.own.extend(ledger.use([page]))
+            held += size
+        return min(tokens, held - branch.computed)
+
     def short_page(self, sequence: Sequence) -> tuple[int, int] | None:
         """A page to copy, (source, destination), before `seal_prompt`; None where there is none.
 

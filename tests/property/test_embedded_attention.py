@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,8 +33,19 @@ def random_rows(draw: random.Random, size: int, num_pages: int) -> list[Row]:
         count = 1 if is_decode else draw.randint(1, 2 * size)
         before = draw.randrange(2 * size)
         own = [free.pop(0) for _ in range(-(-(before + count) // size) + draw.randint(0, 1))]
-        rows.append(Row(shared, own, len(shared) * size + before, count))
+        seen = None
+        if not is_decode and draw.random() < 0.5:
+            seen = random_tree(draw, count)
+        rows.append(Row(shared, own, len(shared) * size + before, count, seen))
     return rows
+
+
+def random_tree(draw: random.Random, count: int) -> npt.NDArray[np.bool_]:
+    """Who sees whom in a random tree, parents first."""
+    seen = np.eye(count, dtype=np.bool_)
+    for node in range(1, count):
+        seen[node] |= seen[draw.randrange(node)]
+    return seen
 
 
 def dense(q: torch.Tensor, pages: torch.Tensor, rows: list[Row], scale: float) -> torch.Tensor:
@@ -46,7 +59,10 @@ def dense(q: torch.Tensor, pages: torch.Tensor, rows: list[Row], scale: float) -
         for i in range(row.count):
             end = row.start + i + 1
             assert end <= size * (len(row.shared) + len(row.own))
-            k, v = slots[0, :, :end], slots[1, :, :end]
+            which = np.ones(end, dtype=np.bool_)
+            if row.seen is not None:
+                which[row.start :] = row.seen[i, : i + 1]
+            k, v = slots[0, :, :end][:, which], slots[1, :, :end][:, which]
             scores = torch.einsum("hd,htd->ht", q[len(outs)].double(), k) * scale
             outs.append(torch.einsum("ht,htd->hd", scores.softmax(-1), v))
     return torch.stack(outs)
