@@ -27,13 +27,15 @@ from engines.base import (
     Sampling,
     TokenIds,
 )
+from engines.drafters.errors import DrafterError
+from engines.drafters.shelf import TABLE_FILE, Shelf
 from engines.embedded.claims import PageClaim
 from engines.embedded.config import read_json
 from engines.embedded.jobs import GenerateJob, ReadRequest
 from engines.embedded.runtime import Runtime, RuntimeOptions
 from engines.embedded.sample import mix
 from engines.embedded.sequence import Branch
-from engines.errors import PromptError, UnsupportedByEngine
+from engines.errors import ModelLoadError, PromptError, UnsupportedByEngine
 from engines.textstop import TextTracker
 
 _CAPABILITIES = frozenset(
@@ -44,6 +46,7 @@ _CAPABILITIES = frozenset(
         Capability.SCHEDULE,
         Capability.HIDDEN_STATES,
         Capability.SEED,
+        Capability.DRAFTER,
     }
 )
 
@@ -76,6 +79,7 @@ class EmbeddedEngine:
             step_delimiters=tuple(steps.get("step_delimiters", ("\n\n",))),
             max_step_tokens=int(steps.get("max_step_tokens", 256)),
         )
+        self._drafters = _shelf(self.info, directory, options.draft_table)
 
     def render(
         self,
@@ -146,9 +150,10 @@ class EmbeddedEngine:
 
     def check_sampling(self, how: Sampling) -> None:
         """See `ChecksSampling.check_sampling`."""
-        for name in ("drafter", "constraint"):
-            if getattr(how, name) is not None:
-                raise UnsupportedByEngine(name, self.info.model_id, "leave it out")
+        if how.constraint is not None:
+            raise UnsupportedByEngine("constraint", self.info.model_id, "leave it out")
+        if how.drafter is not None:
+            self._drafters.require(how.drafter)
         size = self.info.vocab_size
         for token in (*how.logit_bias, *how.ban_ids):
             if not 0 <= token < size:
@@ -320,6 +325,7 @@ class EmbeddedEngine:
             job=job,
             index=index,
             order=self._runtime.order(claim.priority, claim.age),
+            drafter=None if how.drafter is None else self._drafters[how.drafter],
         )
 
     def _continuation(self, branch: Branch, kept: int) -> Continuation:
@@ -349,6 +355,8 @@ class EmbeddedEngine:
             top_logps=tuple(branch.top_logps[:kept]) if branch.how.logprobs else None,
             cached_tokens=branch.cached_tokens,
             computed_tokens=branch.computed_tokens,
+            drafted=branch.drafted,
+            accepted=branch.accepted,
         )
 
     def _nothing(self, claim: PageClaim, reason: Finish, index: int) -> Continuation:
@@ -390,6 +398,18 @@ class EmbeddedEngine:
             age=claim.age,
             priority=claim.priority,
         )
+
+
+def _shelf(info: EngineInfo, directory: Path, option: str) -> Shelf:
+    """The drafters of a model, which start from its own table unless an option names another."""
+    table = Path(option) if option else directory / TABLE_FILE
+    has_table = bool(option) or table.exists()
+    try:
+        return Shelf(
+            info.model_id, info.vocab_size, info.tokenizer_hash, table if has_table else None
+        )
+    except DrafterError as err:
+        raise ModelLoadError(directory, f"engine option draft_table: {err}") from err
 
 
 def _delta(branch: Branch) -> Delta | None:

@@ -16,6 +16,8 @@ from engines.embedded.accounting import Ledger
 from engines.embedded.claims import Claims, PageClaim
 from engines.embedded.compute import compute_thread
 from engines.embedded.config import DecoderConfig, read_config
+from engines.embedded.draft_budget import DraftBudget
+from engines.embedded.drafting import Drafting
 from engines.embedded.jobs import ReadJob, ReadRequest, ReadResult
 from engines.embedded.model import Decoder
 from engines.embedded.pages import KvPool
@@ -46,6 +48,9 @@ class RuntimeOptions:
         max_running: The most sequences in a batch.
         ahead_tokens: Generated tokens that a sequence sets pages aside for.
         threads: Compute threads of torch, for the whole process; 0 leaves torch's choice.
+        draft_nodes: The most drafted tokens verified in a step for a branch.
+        draft_table: Where drafters start from, made by `bough drafts build`; without one, the
+            model directory's own drafts.npz, if there is one.
     """
 
     device: str = "cpu"
@@ -56,6 +61,8 @@ class RuntimeOptions:
     max_running: int = 512
     ahead_tokens: int = 256
     threads: int = 0
+    draft_nodes: int = 32
+    draft_table: str = ""
 
     @classmethod
     def parse(cls, where: str, options: Mapping[str, Any]) -> RuntimeOptions:
@@ -149,6 +156,7 @@ class Runtime:
             context_tokens=self.context_tokens,
             finish_branch=finish_branch or _no_branches,
             compute=compute,
+            drafting=Drafting(DraftBudget(options.draft_nodes)),
         )
 
     def _load(

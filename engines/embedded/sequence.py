@@ -12,6 +12,7 @@ from engines.textstop import TextTracker
 if TYPE_CHECKING:
     import torch
 
+    from engines.drafters.base import Drafter
     from engines.embedded.jobs import GenerateJob, ReadJob
 
 Order: TypeAlias = tuple[int, int, int]
@@ -119,17 +120,27 @@ class Branch(Sequence):
         tracker: Follows its text.
         job: Whom to tell.
         index: Number in the job.
+        drafter: Who guesses its next tokens, if anybody does.
+
+    Attributes:
+        drafted: Guessed tokens that were verified.
+        accepted: Those that it said.
+        observed: How many of its tokens the drafter has heard of.
     """
 
     __slots__ = (
+        "accepted",
         "counts",
         "delivered_tokens",
+        "drafted",
+        "drafter",
         "finish",
         "how",
         "index",
         "job",
         "limit",
         "logps",
+        "observed",
         "response_start",
         "result",
         "seed",
@@ -153,6 +164,7 @@ class Branch(Sequence):
         job: GenerateJob,
         index: int,
         order: Order,
+        drafter: Drafter | None = None,
     ) -> None:
         # The last token is always run again: its logits give the first draw.
         super().__init__(tenant, tokens, len(tokens) - 1, limit - len(tokens), order)
@@ -165,6 +177,10 @@ class Branch(Sequence):
         self.tracker = tracker
         self.job = job
         self.index = index
+        self.drafter = drafter
+        self.drafted = 0
+        self.accepted = 0
+        self.observed = len(tokens)
         self.logps: list[float] = []
         self.top_logps: list[TopLogps] = []
         self.counts: dict[int, int] = {}

@@ -8,22 +8,27 @@ tensors are touched without it.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from engines.base import Continuation, Finish
+from engines.drafters.base import TokenTree
+from engines.drafters.verify import Walk
 from engines.embedded.accounting import Ledger
 from engines.embedded.attention import Plan, Planner, Row, index_of
 from engines.embedded.compute import ComputeThread
+from engines.embedded.drafting import Drafting, Verified
 from engines.embedded.jobs import GenerateJob, Job, ReadJob, ReadResult
 from engines.embedded.model import Decoder
 from engines.embedded.pages import KvPool
-from engines.embedded.sample import Draw, Sampler
+from engines.embedded.sample import Draw, NodeDraw, Sampler
 from engines.embedded.schedule import Scheduler
 from engines.embedded.sequence import Branch, Reading
 from engines.embedded.sequence import Sequence as Run
+from engines.embedded.verification import Verification
 from engines.errors import EngineClosed, EngineError
 
 _log = logging.getLogger(__name__)
@@ -79,6 +84,7 @@ class Worker:
         finish_branch: Makes a branch's Continuation; called with the lock held, after the branch is
             retired.
         compute: The thread to run on.
+        drafting: Who guesses tokens ahead, for branches that want it.
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class Worker:
         context_tokens: int,
         finish_branch: Callable[[Branch, int], Continuation],
         compute: ComputeThread,
+        drafting: Drafting,
     ) -> None:
         self._decoder = decoder
         self._pool = pool
@@ -99,6 +106,11 @@ class Worker:
         self._context_tokens = context_tokens
         self._finish_branch = finish_branch
         self._planner = Planner(pool.num_pages, pool.page_tokens, decoder.device, decoder.dtype)
+        self._drafting = drafting
+        # What others do with the cores is not what a step costs.
+        self._clock = time.thread_time if decoder.device.type == "cpu" else time.perf_counter
+        self._sampler: Sampler | None = None
+        self._sampled: list[Branch] = []  # whose the sampler is
         self._batch: DecodeBatch | None = None
         self._batch_version = -1
         self._has_cancelled = False
@@ -108,6 +120,8 @@ class Worker:
         self.tokens_computed = 0
         self.tokens_decoded = 0
         self.decode_steps = 0
+        self.tokens_drafted = 0
+        self.tokens_accepted = 0
         self._compute = compute
         compute.join(self)
 
@@ -234,31 +248,108 @@ class Worker:
             self._scheduler.seal_prompt(sequence, has_copy=copy is not None)
 
     def _decode(self, branches: list[Branch]) -> None:
-        batch = self._decode_batch(branches)
-        hidden = self._forward(batch.tokens, batch.positions, batch.slots, batch.plan)
-        self.tokens_decoded += len(branches)
+        has_drafters = any(branch.drafter is not None for branch in branches)
+        trees = self._drafting.propose(branches) if has_drafters else None
+        started = self._clock()
+        rows = len(branches)
+        if trees is None:
+            ended = self._draw(branches)
+        else:
+            rows, ended = self._verify(branches, trees)
         self.decode_steps += 1
-        draw = batch.sampler.draw(self._decoder.logits(hidden))
-        ended = self._accept(branches, draw)
+        if has_drafters:
+            self._drafting.budget.took(len(branches), rows, self._clock() - started)
+            for branch in ended:
+                self._drafting.ended(branch)
         if ended:
             with self._ledger.lock:
                 for branch in ended:
                     self._finish(branch)
-        else:
+
+    def _draw(self, branches: list[Branch]) -> list[Branch]:
+        """One token for every branch; those that ended."""
+        batch = self._decode_batch(branches)
+        hidden = self._forward(batch.tokens, batch.positions, batch.slots, batch.plan)
+        self.tokens_decoded += len(branches)
+        draw = batch.sampler.draw(self._decoder.logits(hidden))
+        ended = self._accept(branches, draw)
+        if not ended:
             batch.advance(draw.ids)
+        return ended
+
+    def _verify(
+        self, branches: list[Branch], trees: Sequence[TokenTree]
+    ) -> tuple[int, list[Branch]]:
+        """One token or more for every branch: rows run, and the branches that ended."""
+        with self._ledger.lock:
+            room = [
+                self._scheduler.widen(branch, 1 + len(tree))
+                for branch, tree in zip(branches, trees, strict=True)
+            ]
+        trees = [tree.cut(tokens - 1) for tree, tokens in zip(trees, room, strict=True)]
+        step = Verification(branches, trees, self._pool.page_tokens)
+        plan = self._planner.plan(step.rows)
+        hidden = self._forward(step.tokens, step.positions, step.slots, plan)
+        wanted = [0, *(branch.drafter.num_tops for branch in branches if branch.drafter)]
+        logits = self._decoder.logits(hidden)
+        draw = self._sampler_of(branches).draw_nodes(logits, step.nodes, max(wanted))
+        walks = step.walks(draw)
+        self._pool.move(*step.moves(walks))
+        self._batch = None  # the branches have moved by different lengths
+        ended = self._accept_walks(step, draw, walks)
+        return len(step.tokens), ended
+
+    def _accept_walks(
+        self, step: Verification, draw: NodeDraw, walks: Sequence[Walk]
+    ) -> list[Branch]:
+        """Append what was accepted, up to where a branch ends, and teach the drafters."""
+        ended = []
+        results = []
+        with self._ledger.lock:
+            for number, (branch, done) in enumerate(zip(step.branches, walks, strict=True)):
+                before = len(branch.tokens)
+                if self._say(branch, done, step.logps(draw, number, done)):
+                    ended.append(branch)
+                elif branch.job.wants_deltas:
+                    self._news[branch.job] = None
+                said = len(branch.tokens) - before
+                branch.top_logps += step.tops(draw, number, done)[:said]
+                tree = step.trees[number]
+                branch.computed_tokens += 1 + len(tree)
+                branch.drafted += len(tree)
+                branch.accepted += min(said, len(done.nodes))
+                self.tokens_decoded += said
+                self.tokens_drafted += len(tree)
+                self.tokens_accepted += min(said, len(done.nodes))
+                lesson = step.lessons(number, draw) if draw.top_ids else None
+                emitted = tuple(branch.tokens[before:])
+                results.append(Verified(branch, tree, done.nodes, emitted, lesson))
+        self._drafting.verified(results)
+        return ended
+
+    def _say(self, branch: Branch, done: Walk, logps: Sequence[float]) -> bool:
+        """Append the tokens of a walk one by one; True when the branch has ended on the way."""
+        for token, logp in zip(done.emitted, logps, strict=True):
+            branch.computed += 1
+            if branch.accept(token, logp, self._context_tokens):
+                return True
+        return False
 
     def _decode_batch(self, branches: list[Branch]) -> DecodeBatch:
         old, size = self._batch, self._pool.page_tokens
         if old and not old.is_stale and self._batch_version == self._scheduler.version:
             return old
         rows = [Row(b.shared_pages, b.own, b.computed, 1) for b in branches]
-        if old is not None and old.branches == branches:
-            sampler = old.sampler
-        else:
-            sampler = Sampler(branches, self._decoder.device)
+        sampler = self._sampler_of(branches)
         self._batch = DecodeBatch(branches, sampler, self._planner.plan(rows), size)
         self._batch_version = self._scheduler.version
         return self._batch
+
+    def _sampler_of(self, branches: list[Branch]) -> Sampler:
+        """The sampler of these branches, the same one for as long as they are the same."""
+        if self._sampler is None or self._sampled != branches:
+            self._sampler, self._sampled = Sampler(branches, self._decoder.device), branches
+        return self._sampler
 
     def _accept(self, branches: list[Branch], draw: Draw) -> list[Branch]:
         """Append what was drawn; the branches that ended. The lock keeps readers of deltas out."""
