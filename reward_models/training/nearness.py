@@ -57,17 +57,17 @@ def measure(network: Multifurcation, texts: Sequence[TokenRewards]) -> Measureme
         float(known.var(correction=0)),
         len(known),
         len(texts),
-        _interval(errors),
-        _interval(within),
+        _interval(errors, math.inf),
+        _interval(within, 1.0),
     )
 
 
-def _interval(values: Sequence[Tensor]) -> Interval:
-    """Of the mean over all tokens, texts being drawn: the ratio estimator's, normal."""
+def _interval(values: Sequence[Tensor], most: float) -> Interval:
+    """Of the mean over all tokens, texts being drawn: the ratio estimator's, normal, in 0…most."""
     sums = torch.stack([one.sum() for one in values]).double()
     counts = torch.tensor([len(one) for one in values]).double()
     mean = float(sums.sum() / counts.sum())
     if len(values) < 2:
         return math.nan, math.nan
-    spread = (sums - mean * counts).std() / (len(values) ** 0.5 * counts.mean())
-    return mean - 1.96 * float(spread), mean + 1.96 * float(spread)
+    spread = float((sums - mean * counts).std() / (len(values) ** 0.5 * counts.mean()))
+    return max(0.0, mean - 1.96 * spread), min(most, mean + 1.96 * spread)
