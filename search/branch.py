@@ -17,11 +17,35 @@ BranchPath: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class Masked:
+    """Where a denoising branch stands.
+
+    Attributes:
+        row: Prompt and text, masks where nothing is revealed yet.
+        logps: Per position of `row`, as in `engines.diffusion.base.Denoised`, of all steps so far.
+        step: Denoising steps done.
+        steps: Of the whole chain.
+        shown: The text for people, a sign for every mask.
+        num_revealed: Positions that the branch's own steps revealed.
+        seed: Of the draws that led here; None where it was restored.
+    """
+
+    row: TokenIds
+    logps: tuple[float, ...]
+    step: int
+    steps: int
+    shown: str
+    num_revealed: int
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
 class Step:
     """What one child adds to its parent; fields as in `engines.base.Continuation`.
 
     `finish` is None while the branch can be expanded. A step that ends inside a character
-    `is_partial`: the character is left out here and comes with the next step's text.
+    `is_partial`: the character is left out here and comes with the next step's text. A denoising
+    branch has a `state`; only a finished one has text and tokens, all of the answer's.
     """
 
     text: str
@@ -31,11 +55,17 @@ class Step:
     finish: Finish | None = None
     is_partial: bool = False
     counted_tokens: int | None = None
+    state: Masked | None = None
 
     @property
     def num_tokens(self) -> int:
         """Its tokens, named or only counted by an upstream."""
         return len(self.token_ids) if self.counted_tokens is None else self.counted_tokens
+
+    @property
+    def num_gained(self) -> int:
+        """Tokens that it has and its parent has not, wherever in the answer they stand."""
+        return self.num_tokens if self.state is None else self.state.num_revealed
 
 
 @dataclass(frozen=True)
@@ -80,6 +110,11 @@ class Branch:
     def finish(self) -> Finish | None:
         """Why the answer ended; None while the branch can be expanded."""
         return self.step.finish
+
+    @property
+    def state(self) -> Masked | None:
+        """Where a denoising branch stands; None for all others, the root among them."""
+        return self.step.state
 
     @property
     def is_finished(self) -> bool:

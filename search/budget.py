@@ -119,6 +119,7 @@ class Budget:
 
     Attributes:
         cut_short: Why work was refused or shortened, if any was.
+        refused: What could not be paid the first time, and how much of it was wanted.
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class Budget:
         self._spent = dict.fromkeys((*_LIMITED, *_REPORTED), 0)
         self._held = dict.fromkeys(_LIMITED, 0)
         self.cut_short: Literal["budget", "deadline"] | None = None
+        self.refused: tuple[Limited, int] | None = None
 
     def begin(self) -> None:
         """Let time count from here, and not from when the budget was made."""
@@ -184,9 +186,15 @@ class Budget:
         self._hold(held, 1)
         return Reservation(self, held)
 
+    def affords(self, **upper_bound: int) -> bool:
+        """Whether `reserve` would take these bounds."""
+        lefts = ((bound, self.left(what)) for what in _LIMITED if (bound := upper_bound.get(what)))
+        return all(left is None or bound <= left for bound, left in lefts)
+
     def cut(self, what: Limited, wanted: int) -> None:
         """Note that work was refused or shortened for want of `what`, here and where it binds."""
         self.cut_short = self.cut_short or "budget"
+        self.refused = self.refused or (what, wanted)
         if self._parent is not None:
             left = self._parent.left(what)
             if left is not None and left < wanted:

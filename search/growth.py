@@ -40,7 +40,7 @@ class Grower:
         self._claims = claims
         self._agreement = agreement
         self._seed = seed
-        self._admission = Admission(engine.info, tree, agreement, is_live=is_live)
+        self._admission = Admission(engine, tree, agreement, is_live=is_live)
         self._num_active: dict[int, int] = {}
         self._doomed: set[int] = set()
         self._tasks: dict[Job, asyncio.Task[object]] = {}
@@ -185,7 +185,8 @@ class Grower:
             if not child.is_done:
                 child.is_done = True
                 num_tokens = child.num_tokens
-                child.reservation.settle(generated_tokens=num_tokens, candidates=1)
+                # how far a denoiser came is not known: what it may have taken counts as spent
+                child.reservation.settle(generated_tokens=num_tokens, candidates=1, nfe=job.nfe)
                 job.budget.count(wasted_tokens=num_tokens)
                 self._claims.land(child.slot)
                 self._agreement.end(child.slot, None)

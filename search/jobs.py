@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from engines.base import Capability, Delta, EngineInfo, Finish, Sampling, TopLogps
+from engines.base import Delta, Engine, Finish, Sampling, TopLogps
 from search.branch import Branch, Slot, Step
 from search.budget import Budget, Reservation, level_share
+from search.chains import sample_nfe
 from search.streaming import Agreement
 from search.tree import SearchTree
 
@@ -35,6 +36,7 @@ class Job:
         closed_by: Phrases that end the answer when a completed step contains one.
         counts_discarded: Whether children may be discarded while the run goes on, so that what
             they drew until then must be known.
+        nfe: The most evaluations that one child may take; 0 where nothing denoises.
     """
 
     branch: Branch
@@ -46,6 +48,7 @@ class Job:
     closed_by: Sequence[str] = ()
     counts_discarded: bool = False
     is_short: bool = False
+    nfe: int = 0
     children: list[Child] = field(default_factory=list)
     admitted: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -89,10 +92,11 @@ class Admission:
     """Numbers children and reserves what they may cost. One per run; one event loop owns it."""
 
     def __init__(
-        self, info: EngineInfo, tree: SearchTree, agreement: Agreement, *, is_live: bool
+        self, engine: Engine, tree: SearchTree, agreement: Agreement, *, is_live: bool
     ) -> None:
         self._is_live = is_live
-        self._info = info
+        self._engine = engine
+        self._info = engine.info
         self._tree = tree
         self._agreement = agreement
         self._pending: list[Job] = []
@@ -115,7 +119,7 @@ class Admission:
     def _admit_batch(self, budget: Budget, jobs: list[Job]) -> None:
         caps = [self._cap(job) for job in jobs]
         wanted = [job.n if cap else 0 for job, cap in zip(jobs, caps, strict=True)]
-        counts = self._affordable(budget, wanted)
+        counts = self._affordable(budget, jobs, wanted)
         left = budget.left("generated_tokens")
         if left is None:
             share = max(caps, default=0)
@@ -127,18 +131,31 @@ class Admission:
         for job, count, cap in zip(jobs, counts, caps, strict=True):
             self._begin(job, count, min(cap, share), is_short=share < cap)
 
-    def _affordable(self, budget: Budget, wanted: list[int]) -> list[int]:
+    def _affordable(self, budget: Budget, jobs: list[Job], wanted: list[int]) -> list[int]:
         if budget.is_past_deadline:
             budget.cut_at_deadline()
             return [0] * len(wanted)
-        if Capability.DENOISE in self._info.capabilities and budget.left("nfe") == 0:
-            budget.cut("nfe", 1)
-            return [0] * len(wanted)
+        wanted = self._denoised(budget, jobs, wanted)
         left = budget.left("candidates")
         if left is None or left >= sum(wanted):
             return wanted
         budget.cut("candidates", sum(wanted))
         return _first(wanted, left)
+
+    def _denoised(self, budget: Budget, jobs: list[Job], wanted: list[int]) -> list[int]:
+        """As many children as there are evaluations for, where the engine denoises."""
+        left = budget.left("nfe")
+        counts = []
+        for job, count in zip(jobs, wanted, strict=True):
+            if count:
+                job.nfe = sample_nfe(self._engine, self._tree.prompt_tokens, job.how)
+            counts.append(count)
+            if left is not None and job.nfe:
+                counts[-1] = min(count, left // job.nfe)
+                left -= counts[-1] * job.nfe
+                if counts[-1] < count:
+                    budget.cut("nfe", job.nfe)
+        return counts
 
     def _begin(self, job: Job, count: int, share: int, *, is_short: bool) -> None:
         if is_short:
@@ -153,7 +170,7 @@ class Admission:
             slot = self._tree.submit(job.branch)
             for members in job.members:
                 members.add(slot.id)
-            reservation = job.budget.reserve(generated_tokens=share, candidates=1)
+            reservation = job.budget.reserve(generated_tokens=share, candidates=1, nfe=job.nfe)
             job.children.append(Child(slot, reservation))
             self._agreement.begin(slot)
 

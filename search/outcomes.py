@@ -30,4 +30,5 @@ def nothing_produced(why: Literal["budget", "deadline"], budget: Budget) -> Budg
         bound = getattr(limits, what)
         if bound is not None and getattr(spent, what) >= bound:
             return BudgetExhausted(what, bound, 1)
-    return BudgetExhausted("generated_tokens", limits.generated_tokens, 1)
+    what, wanted = budget.refused or ("generated_tokens", 1)
+    return BudgetExhausted(what, getattr(limits, what), wanted)

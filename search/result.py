@@ -50,6 +50,8 @@ class TreeStats:
         cached_tokens: Tokens of the prompt that the engine already had.
         peak_kv_tokens: The most tokens that claimed paths and children in flight held at one
             time, what they share counted once.
+        reused_nodes: Of `nodes`, those that an earlier request stored.
+        reused_nfe: Evaluations that these once took.
     """
 
     nodes: int
@@ -58,6 +60,23 @@ class TreeStats:
     logical_tokens: int
     cached_tokens: int
     peak_kv_tokens: int
+    reused_nodes: int = 0
+    reused_nfe: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a reward model was asked for.
+
+    Attributes:
+        model: Its id.
+        calls: Candidates judged.
+        tokens: Tokens run through it.
+    """
+
+    model: str
+    calls: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -117,7 +136,9 @@ def distinct(outcome: Outcome, wanted: int) -> list[Ranked]:
     return list(by_text.values())[:wanted]
 
 
-def measure(tree: SearchTree, cached_tokens: int, peak_kv_tokens: int) -> TreeStats:
+def measure(
+    tree: SearchTree, cached_tokens: int, peak_kv_tokens: int, reused_nfe: int = 0
+) -> TreeStats:
     """The size of a tree."""
     branches = tree.branches
     inner = {branch.parent.id for branch in branches if branch.parent is not None}
@@ -125,8 +146,12 @@ def measure(tree: SearchTree, cached_tokens: int, peak_kv_tokens: int) -> TreeSt
     return TreeStats(
         nodes=len(branches),
         depth=max(branch.depth for branch in branches),
-        unique_tokens=tree.prompt_tokens + sum(one.step.num_tokens for one in branches),
-        logical_tokens=sum(tree.prompt_tokens + leaf.num_tokens for leaf in leaves),
+        unique_tokens=tree.prompt_tokens + sum(one.step.num_gained for one in branches),
+        logical_tokens=sum(
+            tree.prompt_tokens + sum(one.step.num_gained for one in leaf.lineage) for leaf in leaves
+        ),
         cached_tokens=cached_tokens,
         peak_kv_tokens=peak_kv_tokens,
     )
+        reused_nodes=sum(one.state is not None and one.state.seed is None for one in branches),
+        reused_nfe=reused_nfe,

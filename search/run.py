@@ -210,7 +210,9 @@ class Run:
             outcome = await search.carry_out(self._strategy.run)
             self.tree.prompt_tokens = prompt_size(root)  # an upstream counts when it answers
             self._conclude(bench, outcome)
-            stats = measure(self.tree, root.cached_tokens, bench.claims.peak_tokens)
+            stats = measure(
+                self.tree, root.cached_tokens, bench.claims.peak_tokens, bench.reused_nfe
+            )
         finally:
             await bench.aclose()
         return self._result(bench, outcome, stats)

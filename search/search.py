@@ -34,6 +34,7 @@ from reward_models.base import RewardInfo, RewardRow
 from search.asking import ask
 from search.base import Outcome, Ranked
 from search.budget import Budget, Limits
+from search.denoised import Denoises
 from search.embedders import tfidf_beside_the_loop
 from search.errors import BrokenContract, BudgetExhausted, MissingRewardModel
 from search.extending import extend
@@ -51,7 +52,7 @@ Others: TypeAlias = Callable[[str, Mapping[str, Any]], Body]
 """Gives the coroutine of the strategy with this name and these parameters, or refuses it."""
 
 
-class Search:
+class Search(Denoises):
     """One strategy's view of one run.
 
     Attributes:
@@ -262,7 +263,7 @@ class Search:
             return await self._judging().next_rewards(branches, self.budget)
 
     def keep_value(self, branch: Branch, value: float) -> None:
-        """This is the branch's value, read from `next_rewards` of its parent."""
+        """This is the branch's value: read from `next_rewards`, stored, or an equal branch's."""
         self._judging().learn(branch, value)
 
     async def embed(self, branches: Sequence[Branch]) -> npt.NDArray[np.float32]:

@@ -291,7 +291,7 @@ class SearchTree:
 
 
 def _grown(branch: Branch, index: int) -> dict[str, Any]:
-    return {
+    data = {
         "branch": branch.id,
         "parent": None if branch.parent is None else branch.parent.id,
         "index": index,
@@ -300,6 +300,11 @@ def _grown(branch: Branch, index: int) -> dict[str, Any]:
         "tokens": branch.step.num_tokens,
         "finish": None if branch.finish is None else str(branch.finish),
     }
+    state = branch.state
+    if state is None:
+        return data
+    data |= {"shown": state.shown, "step": state.step, "steps": state.steps}
+    return data | {"restored": True} if state.seed is None else data
 
 
 def _new_node(data: Mapping[str, Any]) -> dict[str, Any]:

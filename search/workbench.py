@@ -38,6 +38,8 @@ class Workbench:
     questions: count[int] = field(default_factory=count)
 
     async def aclose(self) -> None:
+    num_restored: int = 0
+    reused_nfe: int = 0
         """Cancel what still grows and give every claim back."""
         try:
             await self.grower.aclose()

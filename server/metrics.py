@@ -79,6 +79,7 @@ class Metrics:
         self.dropped = self._counter(
             "candidates_dropped", "Candidates whose reward failed or was no number", per_strategy
         )
+        self.nfe = self._counter("nfe", "Denoiser evaluations", per_strategy)
         self.reward_calls = self._counter("reward_calls", "Judgements", per_strategy)
         self.reward_tokens = self._counter("reward_tokens", "Tokens judged", per_strategy)
         self.cache = self._counter("response_cache", "Look-ups in the response cache", ["result"])
@@ -96,6 +97,7 @@ class Metrics:
             (self.wasted_tokens, wasted_tokens),
             (self.candidates, spent.candidates),
             (self.dropped, spent.dropped),
+            (self.nfe, spent.nfe),
             (self.reward_calls, spent.reward_calls),
             (self.reward_tokens, spent.reward_tokens),
         ):

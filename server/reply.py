@@ -138,6 +138,7 @@ class Reply:
                     "cached_tokens": result.tree.cached_tokens,
                     "generated_tokens": spent.generated_tokens,
                 },
+                    "nfe": spent.nfe,
                 "reward_model": {
                     "model": self._plan.judge_id,
                     "calls": spent.reward_calls,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from engines.base import Capability, Sampling
+from engines.echo import EchoEngine
 from reward_models.base import RewardModel
 from search.base import Outcome, Params, Ranked
 from search.branch import Branch
@@ -14,7 +15,7 @@ from search.budget import Limits
 from search.plugins import load
 from search.run import Piece, Result, Run, RunRequest
 from search.search import Search
-from tests.toy_engine import MESSAGES, ToyEngine, ToyJudge, one_of
+from tests.toy_engine import MESSAGES, ToyJudge, one_of
 
 LETTERS = one_of({"abc": 0.5, "abd": 0.25, "xyz": 0.25})
 Body = Callable[[Search], Awaitable[Outcome]]
@@ -43,7 +44,7 @@ def request(
 
 
 async def result_of(
-    engine: ToyEngine,
+    engine: EchoEngine,
     strategy: str,
     params: Mapping[str, Any] | None = None,
     *,
@@ -97,13 +98,13 @@ class TryOut:
     monkeypatch: pytest.MonkeyPatch
 
     def run(
-        self, body: Body, engine: ToyEngine, judge: ToyJudge | None = None, **more: object
+        self, body: Body, engine: EchoEngine, judge: ToyJudge | None = None, **more: object
     ) -> Run:
         register(self.monkeypatch, made=body)
         return Run(request("made", **more), engine=engine, judge=judge)  # type: ignore[arg-type]
 
     async def __call__(
-        self, body: Body, engine: ToyEngine, judge: ToyJudge | None = None, **more: object
+        self, body: Body, engine: EchoEngine, judge: ToyJudge | None = None, **more: object
     ) -> Result:
         result = await self.run(body, engine, judge, **more).result()
         assert not engine.claims

@@ -39,7 +39,10 @@ BOUGH = {
 }
 SPENT = {"generated_tokens", "candidates", "reward_calls", "reward_tokens", "nfe", "wall_ms"}
 STRATEGIES = ("single", "best_of_n", "self_consistency", "beam", "ets")
-TREE = {"nodes", "depth", "unique_tokens", "logical_tokens", "cached_tokens", "peak_kv_tokens"}
+TREE = {
+    *("nodes", "depth", "unique_tokens", "logical_tokens", "cached_tokens", "peak_kv_tokens"),
+    *("reused_nodes", "reused_nfe"),
+}
 
 
 async def ask(client: httpx.AsyncClient, **fields: Any) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class TreeStats(Reply):
     logical_tokens: int = 0
     cached_tokens: int = 0
     peak_kv_tokens: int = 0
+    reused_nodes: int = 0
+    reused_nfe: int = 0
 
 
 class Candidate(Reply):

@@ -21,6 +21,7 @@ from search.errors import (
 )
 from search.run import Run
 from tests.search_harness import pieces_of, request, result_of
+from tests.toy_denoiser import ToyDiffusionEngine, uniform
 from tests.toy_engine import END, ToyEngine, ToyJudge, babble, one_of
 
 WORDS = one_of({"one\n": 0.25, "two\n": 0.25, "three\n": 0.5})
@@ -188,10 +189,9 @@ async def test_nothing_produced_is_an_error(limits: dict[str, int]) -> None:
 async def test_only_denoisers_spend_denoiser_evaluations() -> None:
     result = await Run(request("single", nfe=0), engine=ToyEngine(WORDS)).result()
     assert (result.stop_reason, result.spent.nfe) == ("done", 0)
-    engine = ToyEngine(WORDS)
-    engine.info = replace(engine.info, capabilities=engine.info.capabilities | {Capability.DENOISE})
+    denoiser = ToyDiffusionEngine(uniform("ab"), 4)
     with pytest.raises(BudgetExhausted, match="nfe"):
-        await Run(request("single", nfe=0), engine=engine).result()
+        await Run(request("single", nfe=0), engine=denoiser).result()
 
 
 class Clock:
