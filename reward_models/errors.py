@@ -18,7 +18,13 @@ class RewardLoadError(RewardError):
 
 
 class RewardUnavailable(RewardError):
-    """The judge is closed or failed; no candidate was scored."""
+    """The judge is closed or failed; no candidate was scored.
+
+    Attributes:
+        model_id: Which judge, where somebody who knows several has said so.
+    """
+
+    model_id: str = ""
 
 
 class RewardInputError(RewardError):

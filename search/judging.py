@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
@@ -23,7 +23,7 @@ from typing import Final
 from engines.base import ChatMessage
 from reward_models.base import Candidate, Claim, RewardKind, RewardModel, RewardRow, Score
 from reward_models.base import MultifurcationRewardModel as Multifurcation
-from reward_models.errors import RewardInputError
+from reward_models.errors import RewardInputError, RewardUnavailable
 from search.branch import Branch
 from search.budget import Budget
 from search.errors import BrokenContract, BudgetExhausted, MissingRewardModel
@@ -56,6 +56,12 @@ class Judging:
         reads_whole: Whether the judge is shown answers as a single step.
         tree: Where values and drops are recorded.
         drop: Called with every branch that is dropped.
+
+    Attributes:
+        values: What is known, by branch.
+        dropped: Branches whose reward failed.
+        num_calls: Reward calls so far.
+        num_tokens: Tokens that they took.
     """
 
     def __init__(
@@ -84,6 +90,8 @@ class Judging:
         self._claims: dict[int, Claim] = {}
         self._read: set[int] = set()
         self._opening = asyncio.Lock()
+        self.num_calls = 0
+        self.num_tokens = 0
 
     async def score(self, branches: Sequence[Branch], budget: Budget) -> list[float]:
         """One value per branch, NaN where it was dropped or nothing was left to pay the judge.
@@ -101,13 +109,12 @@ class Judging:
         if groups:
             with budget.reserve(reward_calls=len(groups)) as reservation:
                 scores: list[Score] = []
-                with suppress(BudgetExhausted):  # out of time is an outcome
+                with self._named(), suppress(BudgetExhausted):  # out of time is an outcome
                     async with budget.in_time():
                         scores = await self._judged([group[0] for group in groups])
-                reservation.settle(
-                    reward_calls=len(groups),
-                    reward_tokens=sum(one.tokens_computed for one in scores),
-                )
+                num_tokens = sum(one.tokens_computed for one in scores)
+                reservation.settle(reward_calls=len(groups), reward_tokens=num_tokens)
+                self._count(len(groups), num_tokens)
             for group, score in zip(groups, scores, strict=bool(scores)):
                 for branch in group:
                     self._keep(branch, score, budget)
@@ -130,10 +137,12 @@ class Judging:
         if left is not None and left < len(branches):
             budget.cut("reward_calls", len(branches))
         with budget.reserve(reward_calls=len(branches)) as reservation:
-            root = await self._root_claim()
-            rows = await judge.next_rewards([self._claim(one, root) for one in branches])
+            with self._named():
+                root = await self._root_claim()
+                rows = await judge.next_rewards([self._claim(one, root) for one in branches])
             read = self._newly_read(branches, root)
             reservation.settle(reward_calls=len(branches), reward_tokens=read)
+            self._count(len(branches), read)
         if len(rows) != len(branches):
             raise BrokenContract(
                 f"reward model {judge.info.model_id!r} returned {len(rows)} rows of rewards "
@@ -171,6 +180,19 @@ class Judging:
         self._claims.clear()
         for claim in claims:
             claim.release()
+
+    def _count(self, calls: int, tokens: int) -> None:
+        self.num_calls += calls
+        self.num_tokens += tokens
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say which judge it was that is gone: a run may have several."""
+        try:
+            yield
+        except RewardUnavailable as err:
+            err.model_id = self.judge.info.model_id
+            raise
 
     def _affordable(self, groups: list[list[Branch]], budget: Budget) -> list[list[Branch]]:
         if budget.is_past_deadline and groups:

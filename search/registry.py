@@ -93,6 +93,14 @@ def check_fit(strategy: Strategy[Params], engine: EngineInfo, judge: RewardModel
         raise InvalidParameter("aggregate", strategy.name, why)
 
 
+def further_judges(strategy: Strategy[Params]) -> dict[str, str]:
+    """Ids of the reward models that its parameters name, by parameter."""
+    values = {
+        name: getattr(strategy.params, name) for name in getattr(strategy, "judge_params", ())
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def needs_next_rewards(strategy: object) -> bool:
     """Whether a strategy, or its class, reads the rewards of every next token."""
     return bool(getattr(strategy, "needs_next_rewards", False))

@@ -96,6 +96,7 @@ class Result:
         candidates: Everything that was ranked, best first.
         prompt_tokens: Tokens of the prompt.
         ignored: Parameters of the request that could not be honoured.
+        further: Of what was spent on rewards, what went to judges that parameters name.
     """
 
     run_id: str
@@ -110,6 +111,7 @@ class Result:
     candidates: tuple[Answer, ...]
     prompt_tokens: int
     ignored: tuple[str, ...] = ()
+    further: tuple[Asked, ...] = ()
 
 
 def answer_of(ranked: Ranked) -> Answer:
@@ -152,6 +154,6 @@ def measure(
         ),
         cached_tokens=cached_tokens,
         peak_kv_tokens=peak_kv_tokens,
-    )
         reused_nodes=sum(one.state is not None and one.state.seed is None for one in branches),
         reused_nfe=reused_nfe,
+    )

@@ -19,18 +19,26 @@ from engines.base import (
     prompt_size,
 )
 from reward_models.base import RewardModel
-from search.base import Outcome, StopReason
+from search.base import Outcome, Params, StopReason
 from search.branch import Branch
 from search.budget import Budget, Limits
 from search.claims import ClaimBook
-from search.errors import BrokenContract
+from search.errors import BrokenContract, InvalidParameter
 from search.growth import Grower
 from search.judging import Judging
 from search.pilot import pilot_lengths
-from search.registry import body_of, check_fit, check_sampling, make_strategy, reads_whole
-from search.result import Answer, Result, TreeStats, answer_of, distinct, measure
+from search.registry import (
+    body_of,
+    check_fit,
+    check_sampling,
+    further_judges,
+    make_strategy,
+    reads_whole,
+)
+from search.result import Answer, Asked, Result, TreeStats, answer_of, distinct, measure
 from search.schedules import Unsized
 from search.search import Body, Search
+from search.strategy import Strategy
 from search.streaming import Agreement, Piece
 from search.tree import Chosen, SearchTree
 from search.workbench import Workbench
@@ -96,6 +104,7 @@ class Run:
         request: What to do.
         engine: Who generates.
         judge: Who judges; None without a reward model.
+        further: The reward models that the strategy's parameters name, by id.
         store: What is shared between runs.
         clock: Seconds, monotonic.
 
@@ -117,11 +126,13 @@ class Run:
         *,
         engine: Engine,
         judge: RewardModel | None = None,
+        further: Mapping[str, RewardModel] | None = None,
         store: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._strategy = make_strategy(request.strategy, request.params)
         check_fit(self._strategy, engine.info, judge)
+        self._further = _named_judges(self._strategy, further or {})
         nominal = _nominal(request, engine)
         check_sampling(self._strategy, engine, nominal, is_begun=request.continue_final)
         self.request = request
@@ -265,6 +276,9 @@ class Run:
             candidates=tuple(answer_of(one) for one in outcome.candidates),
             prompt_tokens=self.tree.prompt_tokens,
             ignored=tuple(bench.ignored),
+            further=tuple(
+                Asked(name, one.num_calls, one.num_tokens) for name, one in bench.further.items()
+            ),
         )
 
     def _bench(self, *, is_live: bool) -> Workbench:
@@ -277,25 +291,26 @@ class Run:
             grower.release(branch)
             agreement.exclude([branch])
 
-        judging = None
-        if self._judge is not None:
-            judging = Judging(
-                self._judge,
+        def judging(judge: RewardModel, drop: Callable[[Branch], None]) -> Judging:
+            return Judging(
+                judge,
                 messages=request.messages,
                 prefill=request.prefill,
                 tenant=request.tenant,
                 delimiters=engine.info.step_delimiters,
-                reads_whole=reads_whole(self._strategy, self._judge),
+                reads_whole=reads_whole(self._strategy, judge),
                 tree=tree,
                 drop=drop,
             )
+
         bench = Workbench(
             engine=engine,
             tree=tree,
             claims=claims,
             agreement=agreement,
             grower=grower,
-            judging=judging,
+            judging=None if self._judge is None else judging(self._judge, drop),
+            further={name: judging(judge, _keep) for name, judge in self._further.items()},
             store=self._store,
             messages=request.asked,
             sampling=request.sampling,
@@ -306,6 +321,25 @@ class Run:
         if request.sampling.seed is not None and not has_seed:
             bench.ignored["seed"] = None
         return bench
+
+
+def _keep(branch: Branch) -> None:
+    """What a further judge cannot value stays what it is to the others."""
+
+
+def _named_judges(
+    strategy: Strategy[Params], known: Mapping[str, RewardModel]
+) -> dict[str, RewardModel]:
+    """The reward models that the parameters name.
+
+    Raises:
+        InvalidParameter: One of them is not known.
+    """
+    named = further_judges(strategy)
+    for param, judge_id in named.items():
+        if judge_id not in known:
+            raise InvalidParameter(param, strategy.name, f"no reward model is called {judge_id!r}")
+    return {judge_id: known[judge_id] for judge_id in named.values()}
 
 
 def _nominal(request: RunRequest, engine: Engine) -> Sampling:

@@ -214,6 +214,19 @@ class Search(Denoises):
         """
         return await self._judging().score(branches, self.budget)
 
+    async def score_by(self, judge_id: str, branches: Sequence[Branch]) -> list[float]:
+        """`score` by one of the further reward models that the parameters name.
+
+        What `value` says of a branch stays, and nothing is dropped: what it could not value is NaN.
+
+        Raises:
+            MissingRewardModel: No parameter names it.
+            RewardUnavailable: It is gone.
+        """
+        if judge_id not in self._bench.further:
+            raise MissingRewardModel("search", f"{judge_id!r}, which no parameter names")
+        return await self._bench.further[judge_id].score(branches, self.budget)
+
     def usable(self, branches: Iterable[Branch]) -> list[Branch]:
         """Those of `branches` that have a value."""
         return [branch for branch in branches if not math.isnan(self.value(branch))]
@@ -371,8 +384,9 @@ class Search(Denoises):
             self._bench.pruned.add(branch.id)
             self.tree.record(Pruned(branch.id, why))
             self._bench.grower.release(branch)
-            if self._bench.judging is not None:
-                self._bench.judging.release(branch)
+            for judging in (self._bench.judging, *self._bench.further.values()):
+                if judging is not None:
+                    judging.release(branch)
         self._bench.agreement.exclude(fresh)
 
     def may_return(self, branches: Sequence[Branch]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
@@ -32,14 +33,15 @@ class Workbench:
     sampling: Sampling
     seed: int
     answers: int
+    further: Mapping[str, Judging] = field(default_factory=dict)
     pruned: set[int] = field(default_factory=set)
     ignored: dict[str, None] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     questions: count[int] = field(default_factory=count)
-
-    async def aclose(self) -> None:
     num_restored: int = 0
     reused_nfe: int = 0
+
+    async def aclose(self) -> None:
         """Cancel what still grows and give every claim back."""
         try:
             await self.grower.aclose()
@@ -51,3 +53,5 @@ class Workbench:
         self.claims.close()
         if self.judging is not None:
             self.judging.close()
+        for judging in self.further.values():
+            judging.close()

@@ -75,14 +75,14 @@ class Catalog:
             raise StrategyNotFound(name[:100], self.strategies)
         return name
 
-    def judge(self, name: str) -> RewardModel:
-        """The judge called `name`.
+    def judge(self, name: str, param: str = "bough.reward_model") -> RewardModel:
+        """The judge called `name`, which the request says in `param`.
 
         Raises:
             RewardModelNotFound: There is none.
         """
         if name not in self.judges:
-            raise RewardModelNotFound(name, self.judges)
+            raise RewardModelNotFound(name, self.judges, param)
         return self.judges[name]
 
     def usable(self) -> dict[str, Any]:

@@ -63,7 +63,13 @@ async def _respond(request: Request, services: Services, plan: Plan, arrived_s: 
     is_stream = bool(plan.wire.stream)
     with _refusals(services, plan.asked):
         # a run that cannot be is refused here, before the cache and before anybody waits
-        run = Run(plan.run, engine=plan.served.engine, judge=plan.judge, store=services.store)
+        run = Run(
+            plan.run,
+            engine=plan.served.engine,
+            judge=plan.judge,
+            further=plan.further,
+            store=services.store,
+        )
         if (stored := await services.cache.get(plan)) is not None:
             services.metrics.requests.labels(plan.asked, "ok").inc()
             return _from_cache(reply, reply.cached(stored), services, is_stream)
@@ -195,8 +201,9 @@ class Completion:
             self._status = "engine_unavailable"
             raise
         except Exception as err:
-            if isinstance(err, RewardUnavailable) and self._plan.judge_id is not None:
-                self._services.catalog.gone.add(self._plan.judge_id)
+            gone = getattr(err, "model_id", "") or self._plan.judge_id
+            if isinstance(err, RewardUnavailable) and gone is not None:
+                self._services.catalog.gone.add(gone)
             self._status = code_of(err)
             raise
         finally:

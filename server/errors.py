@@ -80,10 +80,17 @@ class ModelNotFound(NotFound):
 
 
 class RewardModelNotFound(NotFound):
-    """No reward model has this id."""
+    """No reward model has this id.
 
-    def __init__(self, name: str, known: Iterable[str]) -> None:
+    Args:
+        name: The id asked for.
+        known: Those there are.
+        param: Where the request named it.
+    """
+
+    def __init__(self, name: str, known: Iterable[str], param: str = "bough.reward_model") -> None:
         super().__init__("reward model", name, known)
+        self.param = param
 
 
 class RunNotFound(NotFound):
@@ -245,7 +252,7 @@ TABLE: Final[dict[type[Exception], Row]] = {
     InvalidRequest: _bad(lambda error: error.code, lambda error: error.param),
     NotFound: Row(404, _REQUEST, "not_found"),
     ModelNotFound: Row(404, _REQUEST, "model_not_found", "model"),
-    RewardModelNotFound: Row(404, _REQUEST, "reward_model_not_found", "bough.reward_model"),
+    RewardModelNotFound: Row(404, _REQUEST, "reward_model_not_found", lambda error: error.param),
     RunNotFound: Row(404, _REQUEST, "run_not_found", "run_id"),
     BodyTooLarge: Row(413, _REQUEST, "body_too_large"),
     Overloaded: Row(429, "rate_limit_error", "overloaded"),

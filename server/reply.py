@@ -122,6 +122,7 @@ class Reply:
         spent = result.spent
         answer_tokens = sum(answer.num_tokens for answer in result.answers)
         completion_tokens = max(spent.generated_tokens, answer_tokens)
+        further = [asdict(one) for one in result.further]
         return {
             "prompt_tokens": result.prompt_tokens,
             "completion_tokens": completion_tokens,
@@ -137,14 +138,15 @@ class Reply:
                     "prompt_tokens": result.prompt_tokens,
                     "cached_tokens": result.tree.cached_tokens,
                     "generated_tokens": spent.generated_tokens,
-                },
                     "nfe": spent.nfe,
+                },
                 "reward_model": {
                     "model": self._plan.judge_id,
-                    "calls": spent.reward_calls,
-                    "tokens": spent.reward_tokens,
+                    "calls": spent.reward_calls - sum(one.calls for one in result.further),
+                    "tokens": spent.reward_tokens - sum(one.tokens for one in result.further),
                     "dropped": spent.dropped,
                 },
+                **({"further_reward_models": further} if further else {}),
                 "wasted_tokens": spent.wasted_tokens,
                 "wall_ms": spent.wall_ms,
             },

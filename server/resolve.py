@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -45,6 +45,7 @@ class Plan:
         served: The model.
         judge: The reward model, where there is one.
         judge_id: Its id.
+        further: The reward models that the strategy's parameters name, by id.
         run: What to run.
         asked: The strategy as the request named it, or the one that took its place.
         ignored: Paths of what the request gave and nothing honours.
@@ -56,6 +57,7 @@ class Plan:
     served: Served
     judge: RewardModel | None
     judge_id: str | None
+    further: Mapping[str, RewardModel]
     run: RunRequest
     asked: str
     ignored: tuple[str, ...]
@@ -90,6 +92,7 @@ async def resolve(
     judge = None if judge_id is None else catalog.judge(judge_id)
     _check_caps(request, limits)
     params = _params(bough, served, asked, catalog.strategies[asked], limits.max_width)
+    further = _further(catalog, asked, params)
     _check_token_ids(request, served)
     messages = tuple(_message(message) for message in request.messages)
     continues = wire.continues(request)
@@ -117,6 +120,7 @@ async def resolve(
         served=served,
         judge=judge,
         judge_id=judge_id,
+        further=further,
         run=run,
         asked=asked,
         ignored=tuple(_ignored(request, served)),
@@ -144,6 +148,16 @@ def _params(
         if isinstance(usual, int) and usual > max_width:
             params["width"] = max_width
     return params
+
+
+def _further(catalog: Catalog, asked: str, params: Mapping[str, Any]) -> dict[str, RewardModel]:
+    """The reward models that parameters name; a value of another type is refused later."""
+    names = getattr(catalog.strategies[asked], "judge_params", ())
+    given = {name: params[name] for name in names if isinstance(params.get(name), str)}
+    return {
+        judge_id: catalog.judge(judge_id, f"bough.params.{name}")
+        for name, judge_id in given.items()
+    }
 
 
 def _message(message: wire.Message) -> ChatMessage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Final
@@ -13,6 +14,7 @@ from engines.base import Capability, NextTokens, Sampling
 from reward_models.base import RewardRow
 from search.base import Outcome, Params, Ranked
 from search.branch import Branch
+from search.budget import Reservation
 from search.errors import BudgetExhausted
 from search.nucleus import (
     Choice,
@@ -55,6 +57,11 @@ class SaffronParams(Params):
     min_new_tokens: int = Field(
         default=0, ge=0, le=65536, description="Tokens before an answer may end."
     )
+    finalist_judge: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Another reward model, which ranks the answers of the last beam.",
+    )
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,18 @@ class Saffron:
     )
     needs_judge: ClassVar[bool] = True
     needs_next_rewards: ClassVar[bool] = True
+    judge_params: ClassVar[tuple[str, ...]] = ("finalist_judge",)
 
     async def run(self, search: Search) -> Outcome:
         """Propose, value, keep the best, token by token; the best of the last beam answers."""
         for name in _unused(search.sampling):
             search.ignore(name)
+        with self._set_aside(search):
+            ranked = await self._searched(search)
+        return search.outcome(await self._judged_again(search, ranked))
+
+    async def _searched(self, search: Search) -> list[Ranked]:
+        """The last beam, best first."""
         await search.score(search.given)
         done = search.usable(search.given)
         beam, width = [*done, search.root], len(done) + self._paid(search, len(done))
@@ -97,7 +111,36 @@ class Saffron:
         except BudgetExhausted:
             pass  # what the beam holds is the answer
         ranked = [Ranked(one, search.value(one)) for one in beam if one is not search.root]
-        return search.outcome(sorted(ranked, key=lambda one: -(one.score or 0.0)))
+        return sorted(ranked, key=_by_score)
+
+    def _set_aside(self, search: Search) -> Reservation:
+        """What judging the last beam again may cost, where the search has something left beside."""
+        left, width = search.budget.left("reward_calls"), self.params.width
+        if self.params.finalist_judge is None or (left is not None and left <= width):
+            width = 0
+        return search.budget.reserve(reward_calls=width)
+
+    async def _judged_again(self, search: Search, ranked: list[Ranked]) -> list[Ranked]:
+        """The last beam as the finalists' judge ranks it; as it was where nothing is left to pay.
+
+        What that judge cannot value is left out.
+        """
+        judge, left = self.params.finalist_judge, search.budget.left("reward_calls")
+        if judge is None or not ranked:
+            return ranked
+        if left is not None and left < len(ranked):
+            search.budget.cut("reward_calls", len(ranked))
+            return ranked
+        values = await search.score_by(judge, [one.branch for one in ranked])
+        again = [
+            Ranked(one.branch, value)
+            for one, value in zip(ranked, values, strict=True)
+            if not math.isnan(value)
+        ]
+        if not again:
+            return ranked
+        search.note("last beam judged again")
+        return sorted(again, key=_by_score)
 
     async def _step(self, search: Search, beam: Sequence[Branch], width: int) -> list[Branch]:
         """The next beam; nothing when none of it can be continued or paid for."""
@@ -176,6 +219,10 @@ class Saffron:
             wanted = left
         search.budget.count(candidates=wanted)
         return wanted
+
+
+def _by_score(one: Ranked) -> float:
+    return -(one.score or 0.0)
 
 
 def _unused(how: Sampling) -> Iterator[str]:

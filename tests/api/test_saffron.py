@@ -124,3 +124,37 @@ async def test_every_strategy_goes_on_with_a_beginning(
     assert got.usage is not None
     assert got.usage.prompt_tokens == len(prompt)
     assert engine.decode(prompt).endswith(BEGUN["content"])
+
+
+async def test_the_finalists_may_have_a_judge_of_their_own(client: httpx.AsyncClient) -> None:
+    def asked(**params: Any) -> dict[str, Any]:
+        return {**BOUGH, "params": {**BOUGH["params"], **params}, "return": {"candidates": 9}}
+
+    plain = (await ask(client, bough=asked())).json()
+    got = (await ask(client, bough=asked(finalist_judge="constant"))).json()
+    ledger, before = got["usage"]["bough"], plain["usage"]["bough"]
+    (further,) = ledger["further_reward_models"]
+    assert further["model"] == "constant"
+    assert further["calls"] == len(got["bough"]["candidates"]) > 1
+    assert ledger["reward_model"] == before["reward_model"]
+    assert "further_reward_models" not in before
+    spent = got["bough"]["spent"]["reward_calls"]
+    assert spent == ledger["reward_model"]["calls"] + further["calls"]
+    # A constant has no favourite: the order stays, the scores are its own.
+    contents = [one["content"] for one in got["bough"]["candidates"]]
+    assert contents == [one["content"] for one in plain["bough"]["candidates"]]
+    assert len({one["score"] for one in got["bough"]["candidates"]}) == 1
+    assert got["bough"]["resolved"] == "saffron: last beam judged again"
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "code"),
+    [("constnt", 404, "reward_model_not_found"), (7, 400, "invalid_type"), ("", 404, None)],
+)
+async def test_a_wrong_judge_of_finalists_is_named(
+    value: Any, status: int, code: str | None, client: httpx.AsyncClient
+) -> None:
+    got = await ask(client, bough={**BOUGH, "params": {"finalist_judge": value}})
+    error = got.json()["error"]
+    assert (got.status_code, error["param"]) == (status, "bough.params.finalist_judge")
+    assert code in (error["code"], None)
