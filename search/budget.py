@@ -22,7 +22,13 @@ Limited: TypeAlias = Literal["generated_tokens", "candidates", "reward_calls", "
 """What can be reserved. Wall time is limited too, but passes by itself."""
 
 _LIMITED: Final = ("generated_tokens", "candidates", "reward_calls", "nfe")
-_REPORTED: Final = ("reward_tokens", "wasted_tokens", "dropped")
+_REPORTED: Final = (
+    "reward_tokens",
+    "wasted_tokens",
+    "dropped",
+    "drafted_tokens",
+    "accepted_tokens",
+)
 _TIMER_SLACK_S: Final = 0.005  # timers may fire a little before the clock agrees
 
 
@@ -70,6 +76,8 @@ class Spend:
         wasted_tokens: Of `generated_tokens`, those in no usable candidate: drawn past a stop,
             discarded when a child was cancelled, or in a dropped candidate's last step.
         dropped: Candidates dropped because their reward failed or was not finite.
+        drafted_tokens: Tokens that a drafter proposed and the engine verified.
+        accepted_tokens: Of `generated_tokens`, those that were drafted.
     """
 
     generated_tokens: int = 0
@@ -80,6 +88,8 @@ class Spend:
     reward_tokens: int = 0
     wasted_tokens: int = 0
     dropped: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Reservation:

@@ -121,7 +121,11 @@ class Grower:
 
     def _finish(self, job: Job, child: Child, new: Continuation) -> Branch | None:
         drawn = new.num_tokens + new.num_overrun
-        job.budget.count(wasted_tokens=new.num_overrun)
+        job.budget.count(
+            wasted_tokens=new.num_overrun,
+            drafted_tokens=new.drafted,
+            accepted_tokens=new.accepted,
+        )
         child.reservation.settle(generated_tokens=drawn, candidates=1, nfe=new.nfe)
         text, is_partial = step_text(self._engine, child.slot.parent, new)
         step = Step(

@@ -204,8 +204,8 @@ def _gone(code: str, message: str) -> Row:
 def _option(error: engine_errors.UnsupportedByEngine) -> str | None:
     if isinstance(error.capability, Capability):
         return "bough.strategy"  # what requires a capability; options go by their names
-    if error.capability == "schedule":
-        return "bough.schedule"
+    if error.capability in ("schedule", "drafter"):
+        return f"bough.{error.capability}"
     if error.capability == "ban_ids":
         return "ignore_eos"  # what asks for it on the wire
     return str(error.capability) if error.capability in _OPTIONS else "bough.strategy"

@@ -80,6 +80,12 @@ class Metrics:
             "candidates_dropped", "Candidates whose reward failed or was no number", per_strategy
         )
         self.nfe = self._counter("nfe", "Denoiser evaluations", per_strategy)
+        self.drafted_tokens = self._counter(
+            "drafted_tokens", "Tokens that drafters proposed and engines verified", per_strategy
+        )
+        self.accepted_tokens = self._counter(
+            "accepted_tokens", "Generated tokens that were drafted", per_strategy
+        )
         self.reward_calls = self._counter("reward_calls", "Judgements", per_strategy)
         self.reward_tokens = self._counter("reward_tokens", "Tokens judged", per_strategy)
         self.cache = self._counter("response_cache", "Look-ups in the response cache", ["result"])
@@ -98,6 +104,8 @@ class Metrics:
             (self.candidates, spent.candidates),
             (self.dropped, spent.dropped),
             (self.nfe, spent.nfe),
+            (self.drafted_tokens, spent.drafted_tokens),
+            (self.accepted_tokens, spent.accepted_tokens),
             (self.reward_calls, spent.reward_calls),
             (self.reward_tokens, spent.reward_tokens),
         ):

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from engines.base import Engine, TokenIds, TopLogps
+from search.budget import Spend
 from search.run import Answer, Piece, Result
 from search.tree import SearchTree
 from server.resolve import Plan
@@ -177,6 +178,8 @@ class Reply:
             "candidates": [_candidate(answer) for answer in shown],
             "ignored": self._ignored(result),
         }
+        if self._plan.run.sampling.drafter is not None or result.spent.drafted_tokens:
+            block["drafts"] = _drafts(result.spent)
         if returns.trace in ("summary", "full"):
             block["trace"] = _trace(tree, is_full=returns.trace == "full")
         if returns.events:
@@ -205,6 +208,16 @@ class Reply:
             listed = [_token(self._engine, *other) for other in others]
             rows.append({**_token(self._engine, token, logp), "top_logprobs": listed})
         return {"content": rows, "refusal": None}
+
+
+def _drafts(spent: Spend) -> dict[str, float]:
+    """What a drafter did for a run; every step says one token beside those accepted."""
+    steps = spent.generated_tokens - spent.accepted_tokens
+    return {
+        "drafted": spent.drafted_tokens,
+        "accepted": spent.accepted_tokens,
+        "accepted_per_step": spent.accepted_tokens / steps if steps > 0 else 0.0,
+    }
 
 
 def compact(value: Mapping[str, Any]) -> str:

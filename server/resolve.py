@@ -245,6 +245,7 @@ def _sampling(request: ChatRequest, served: Served) -> Sampling:
         ban_ids=served.engine.info.eos_ids if request.ignore_eos else usual.ban_ids,
         logprobs=_or(request.top_logprobs, 0) if request.logprobs else None,
         logps=bool(request.logprobs),
+        drafter=_bough(request).drafter,
     )
 
 

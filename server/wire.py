@@ -74,7 +74,7 @@ class Bough(BaseModel):
     strategy: Annotated[str, Field(min_length=1)] | None = None
     params: dict[str, Any] | None = None
     reward_model: Annotated[str, Field(min_length=1)] | None = None
-    drafter: Any = None
+    drafter: Annotated[str, Field(min_length=1)] | None = None
     schedule: Schedule | None = None
     budget: Budget | None = None
     return_: Return | None = Field(default=None, alias="return")
@@ -264,8 +264,6 @@ def _check_unsupported(request: ChatRequest) -> None:
         value = getattr(request, name)
         if value is not None and value not in harmless:
             raise _unsupported(name)
-    if request.bough is not None and request.bough.drafter is not None:
-        raise _unsupported("bough.drafter")
 
 
 def _check_messages(messages: Sequence[Message]) -> None:

@@ -1,0 +1,95 @@
+"""`bough.drafter` over HTTP: the same answers, whatever the strategy, and what a refusal says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from models.registry import bundled
+from search.plugins import load
+from search.registry import needs_next_rewards
+from server.settings import Settings
+from tests.api.harness import CHAT, body, chunks_of, claimed_pages, client_of, content_of, serving
+
+PROBLEM = "Tom has 12 apples. He buys 7 more and then gives 5 away. How many apples does Tom have?"
+
+has_sapling = pytest.mark.skipif(len(bundled()) < 2, reason="no generator and judge are bundled")
+
+
+def asked(strategy: str, drafter: str | None, **fields: Any) -> dict[str, Any]:
+    kind = load("bough.strategies")[strategy]
+    params = {"width": 4} if "width" in kind.Params.model_fields else {}
+    bough = {"strategy": strategy, "params": params, "drafter": drafter}
+    messages = [{"role": "user", "content": PROBLEM}]
+    given = {"model": "sapling-sums", "messages": messages, "seed": 7, "max_tokens": 80}
+    return {**given, "bough": bough, **fields}
+
+
+async def reply(client: httpx.AsyncClient, sent: dict[str, Any]) -> dict[str, Any]:
+    got: dict[str, Any] = (await client.post(CHAT, json=sent)).json()
+    return got
+
+
+@has_sapling
+@pytest.mark.slow
+async def test_every_strategy_says_the_same_with_a_drafter() -> None:
+    async with serving(Settings()) as app, client_of(app) as client:
+        carried = [one["name"] for one in (await client.get("/v1/strategies")).json()["data"]]
+        for strategy in carried:
+            kind = load("bough.strategies")[strategy]
+            if needs_next_rewards(kind) or "denoise" in kind.requires:
+                continue
+            plain = await reply(client, asked(strategy, None))
+            drafted = await reply(client, asked(strategy, "adaptive"))
+            assert drafted["choices"] == plain["choices"], strategy
+            for name in ("generated_tokens", "candidates", "reward_calls"):
+                assert drafted["bough"]["spent"][name] == plain["bough"]["spent"][name], strategy
+            drafts = drafted["bough"]["drafts"]
+            assert 0 <= drafts["accepted"] <= drafts["drafted"]
+        assert await claimed_pages(app) == 0
+
+
+@has_sapling
+@pytest.mark.slow
+async def test_draft_verify_is_single_and_counts_its_drafts() -> None:
+    async with serving(Settings()) as app, client_of(app) as client:
+        single = await reply(client, asked("single", None, temperature=0))
+        sent = asked("draft_verify", None, temperature=0)
+        accepted = 0
+        for _ in range(8):  # it learns; when it begins depends on what steps cost here
+            drafted = await reply(client, sent)
+            assert drafted["choices"] == single["choices"]
+            accepted += drafted["bough"].get("drafts", {"accepted": 0})["accepted"]
+        streamed = await client.post(CHAT, json={**sent, "stream": True})
+        assert content_of(chunks_of(streamed.text)) == single["choices"][0]["message"]["content"]
+        text = (await client.get("/metrics")).text
+        [line] = [
+            one
+            for one in text.splitlines()
+            if one.startswith('bough_accepted_tokens_total{strategy="draft_verify"}')
+        ]
+        assert float(line.split()[-1]) >= accepted
+
+
+@has_sapling
+@pytest.mark.slow
+async def test_an_unknown_drafter_is_refused_with_those_there_are() -> None:
+    async with serving(Settings()) as app, client_of(app) as client:
+        error = (await reply(client, asked("beam", "oracle")))["error"]
+        assert error["code"] == "unsupported_by_engine"
+        assert error["param"] == "bough.drafter"
+        assert "adaptive" in error["message"]
+        params = asked("draft_verify", None)
+        params["bough"]["params"] = {"drafter": "oracle"}
+        assert (await reply(client, params))["error"]["code"] == "unsupported_by_engine"
+
+
+async def test_an_engine_without_drafters_says_so(client: httpx.AsyncClient) -> None:
+    error = (await reply(client, body(bough={"drafter": "adaptive"})))["error"]
+    assert error["code"] == "unsupported_by_engine"
+    assert error["param"] == "bough.drafter"
+    error = (await reply(client, body(bough={"strategy": "draft_verify"})))["error"]
+    assert error["code"] == "unsupported_by_engine"
+    assert error["param"] == "bough.strategy"
