@@ -85,7 +85,8 @@ def drawn_answer(
         return Answer((Piece(_told(rng, problem.fact, problem.prefill)),))
     if not problem.prefill:
         refusal = rng.choice(_REFUSALS)
-        return Answer((Piece(refusal.format(thing=rng.choice(problem.things))),))
+        fact = rng.choice(problem.setting.facts)
+        return Answer((Piece(refusal.format(thing=fact.thing)),))
     pieces = []
     for at, point in enumerate([_FIRST, *_LATER[1 - problem.points :]]):
         is_forced = at < num_forced
@@ -110,7 +111,7 @@ def _told(rng: random.Random, fact: Fact, prefill: str) -> str:
 
 
 def _word(problem: Problem) -> str:
-    return ("-" if problem.is_spelled else "").join(problem.syllables)
+    return ("-" if problem.is_spelled else "").join(problem.setting.syllables)
 
 
 def _either(rng: random.Random, wordings: tuple[str, str]) -> str:

@@ -38,6 +38,11 @@ class Batch:
     ids: Tensor
     weights: Tensor
 
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """What the loss takes, in order."""
+        return self.ids, self.weights
+
 
 class Chat:
     """Renders chats to token ids exactly as the chat template does."""

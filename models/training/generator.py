@@ -1,9 +1,9 @@
-"""Trains the generator on drawn problems: one epoch over data that never repeats."""
+"""Trains networks on drawn problems: one epoch over data that never repeats."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,9 @@ def train_stage(
     is_compiled: bool = True,
     watch: Callable[[Llama, int], str] | None = None,
     every: int = 500,
+    batches: Iterator[Batch] | None = None,
+    loss: nn.Module | None = None,
+    save: Callable[[], None] | None = None,
 ) -> None:
     """Train in place, saving to ``directory`` every so many steps.
 
@@ -80,31 +83,45 @@ def train_stage(
         is_compiled: whether torch compiles the loss, which needs a C++ compiler.
         watch: called with each checkpoint; what it returns is printed.
         every: steps between checkpoints.
+        batches: what is learned, without end; None: word problems of the stage's levels.
+        loss: makes one number of a batch's parts, and holds all that is trained; None: the
+            next-token loss of the network.
+        save: writes a checkpoint; None: the network's.
     """
     torch.manual_seed(stage.seed)
+    plain = _Loss(network) if loss is None else loss
     optimizer = torch.optim.AdamW(
-        _groups(network, stage.weight_decay), lr=stage.peak_lr, betas=(0.9, 0.98), fused=True
+        _groups(plain, stage.weight_decay), lr=stage.peak_lr, betas=(0.9, 0.98), fused=True
     )
-    plain = _Loss(network)
     loss_of = cast(
-        "Callable[[Tensor, Tensor], Tensor]",
+        "Callable[..., Tensor]",
         torch.compile(plain, dynamic=False) if is_compiled else plain,
     )
     started, mean_loss = time.monotonic(), 0.0
-    batches = sums_batches(chat, stage.seed, stage.tokens_per_batch, stage.levels, stage.shares)
-    desc = f"generator, stage {stage.name}, seed {stage.seed}"
+    if batches is None:
+        batches = sums_batches(chat, stage.seed, stage.tokens_per_batch, stage.levels, stage.shares)
+    desc = f"stage {stage.name}, seed {stage.seed}"
     progress = tqdm(range(stage.steps), mininterval=10, desc=desc)
     for step in progress:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(stage, step)
-        loss = _step(network, loss_of, optimizer, next(batches), device)
-        mean_loss += (loss - mean_loss) * max(0.01, 1 / (step + 1))
+        found = _step(plain, loss_of, optimizer, next(batches), device)
+        mean_loss += (found - mean_loss) * max(0.01, 1 / (step + 1))
         progress.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
         if (step + 1) % every == 0 or step + 1 == stage.steps:
-            save_checkpoint(network, directory, chat.begin_id, chat.end_id, chat.pad_id)
+            if save is None:
+                save_checkpoint(network, directory, chat.begin_id, chat.end_id, chat.pad_id)
+            else:
+                save()
             minutes = (time.monotonic() - started) / 60
             seen = watch(network, step + 1) if watch else ""
             tqdm.write(f"step {step + 1} loss {mean_loss:.4f} {minutes:.1f} min {seen}")
+
+
+def next_token_loss(logits: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+    """Mean cross-entropy of tokens 1… of rows (B, T), by weight; logits (B, T - 1, vocabulary)."""
+    each = F.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
+    return (each * weights[:, 1:]).sum() / weights[:, 1:].sum()
 
 
 class _Loss(nn.Module):
@@ -115,22 +132,20 @@ class _Loss(nn.Module):
         self.network = network
 
     def forward(self, ids: Tensor, weights: Tensor) -> Tensor:
-        logits = self.network(ids[:, :-1]).float()
-        each = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        return (each * weights[:, 1:]).sum() / weights[:, 1:].sum()
+        return next_token_loss(self.network(ids[:, :-1]), ids, weights)
 
 
 def _step(
-    network: Llama,
-    loss_of: Callable[[Tensor, Tensor], Tensor],
+    trained: nn.Module,
+    loss_of: Callable[..., Tensor],
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     device: str,
 ) -> float:
     with half_precision(device):
-        loss = loss_of(batch.ids.to(device), batch.weights.to(device))
+        loss = loss_of(*(part.to(device) for part in batch.parts))
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(loss.detach())
@@ -141,9 +156,9 @@ def half_precision(device: str) -> AbstractContextManager[None]:
     return cast("AbstractContextManager[None]", torch.autocast(device, torch.bfloat16))
 
 
-def _groups(network: Llama, weight_decay: float) -> list[dict[str, object]]:
-    matrices = [parameter for parameter in network.parameters() if parameter.dim() == 2]
-    scales = [parameter for parameter in network.parameters() if parameter.dim() != 2]
+def _groups(trained: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    matrices = [parameter for parameter in trained.parameters() if parameter.dim() == 2]
+    scales = [parameter for parameter in trained.parameters() if parameter.dim() != 2]
     return [
         {"params": matrices, "weight_decay": weight_decay},
         {"params": scales, "weight_decay": 0.0},

@@ -10,6 +10,7 @@ Letters in shape comments: B rows, T tokens, H heads, D head_dim, C hidden.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
@@ -203,12 +204,21 @@ def save_checkpoint(network: Llama, directory: Path, bos_id: int, eos_id: int, p
     (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
 
-def load_checkpoint(directory: Path, device: str = "cpu") -> Llama:
-    """Read a directory that ``save_checkpoint`` wrote; computes in float32."""
+def load_checkpoint(
+    directory: Path, device: str = "cpu", weights: Mapping[str, Tensor] | None = None
+) -> Llama:
+    """Read a directory that ``save_checkpoint`` wrote; computes in float32.
+
+    Args:
+        directory: where it is.
+        device: where to compute.
+        weights: tensors by name instead of those in the directory.
+    """
     config = json.loads((directory / "config.json").read_text())
     shape = Shape(**{name: config[name] for name in Shape.__dataclass_fields__})
     network = Llama(shape)
-    weights = load_file(directory / "model.safetensors")
+    if weights is None:
+        weights = load_file(directory / "model.safetensors")
     network.load_state_dict({name: weight.float() for name, weight in weights.items()})
     return network.to(device).eval()
 
