@@ -57,6 +57,7 @@ class Kernel:
         top_k: Draw among this many tokens; 0 takes all.
         noise_removal: What chance left masked at the end of an ``mdlm`` block is filled with the
             likeliest tokens, at one evaluation more.
+        ban_ids: Tokens never drawn, beside the mask.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Kernel:
     top_p: float = 1.0
     top_k: int = 0
     noise_removal: bool = True
+    ban_ids: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

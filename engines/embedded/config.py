@@ -138,7 +138,7 @@ def read_config(directory: Path) -> DecoderConfig:
         )
     _refuse_unserved(path, raw)
     try:
-        config = _shapes(path, raw, _eos_ids(directory, raw))
+        config = _shapes(path, raw, read_eos_ids(directory, raw))
     except KeyError as err:
         raise ModelLoadError(path, f"the key {err.args[0]!r} is missing") from err
     except (TypeError, ValueError) as err:
@@ -252,7 +252,8 @@ def _rope(path: Path, raw: Mapping[str, Any]) -> Rope:
     return Rope(kind, theta, numbers)
 
 
-def _eos_ids(directory: Path, raw: Mapping[str, Any]) -> frozenset[int]:
+def read_eos_ids(directory: Path, raw: Mapping[str, Any]) -> frozenset[int]:
+    """What ends an answer, by `config.json` and `generation_config.json` together."""
     found: set[int] = set()
     generation = directory / "generation_config.json"
     sources = [raw] + ([read_json(generation)] if generation.exists() else [])
