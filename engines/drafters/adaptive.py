@@ -133,9 +133,10 @@ class Adaptive:
                 mixed[token] = mixed.get(token, 0.0) + _TRIGRAM_SHARE * prob
             probs = mixed if probs else _shares(trigram)
         for nodes in state.nodes:
-            for node in nodes[1:][-_LONGEST:]:
-                if node.children:
-                    probs = _blend(probs, node)
+            # The text's own end is in the trie too, and nothing followed it yet.
+            followed = [node for node in nodes[1:] if node.children]
+            for node in followed[-_LONGEST:]:
+                probs = _blend(probs, node)
         return sorted(probs.items(), key=lambda item: (-item[1], item[0]))[: self._branch]
 
     def observe(

@@ -113,3 +113,14 @@ def test_adaptive_uses_the_base_and_leaves_it_as_it_is() -> None:
     assert drafter.propose((1, 2), 1, run="q", tenant="a").tokens == (5,)
     assert drafter.propose((1, 2), 2, run="r", tenant="t").tokens == (7, 8)
     assert Base.held == {pair(1, 2): {7: 0.9}, single(7): {8: 1.0}}
+
+
+def test_adaptive_goes_on_where_only_the_last_two_tokens_were_seen_before() -> None:
+    """The end of a text that was learnt matches itself up to its whole depth."""
+    drafter = Adaptive()
+    drafter.begin("run", (1, 2, 3, 4, 5, 6, 7, 8, 9, 30, 31, 32, 33, 34, 35, 36, 37, 3), tenant="a")
+    context = (30, 31, 32, 33, 34, 35, 36, 37, 3)
+    drafter.observe(EMPTY, (4,), context, run="run", tenant="a")
+    tree = drafter.propose((*context, 4), 4, run="run", tenant="a")
+    assert tree.path(3) == (5, 6, 7, 8)
+    assert all(logp > math.log(0.5) for logp in tree.logps[:2])
