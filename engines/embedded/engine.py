@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -49,6 +50,11 @@ _CAPABILITIES = frozenset(
         Capability.DRAFTER,
     }
 )
+
+_FIRST_LISTED = 64
+"""Tokens that a nucleus is first looked for among."""
+_SORTED_WHOLE = 4096
+"""A larger vocabulary takes longer to sort than its likeliest tokens take to find."""
 
 
 class EmbeddedEngine:
@@ -436,17 +442,39 @@ def _next_tokens(
         wanted = tuple(ids)
         values = row[torch.tensor(wanted, device=row.device)].tolist() if wanted else []
         distinct = row[torch.tensor(sorted(set(wanted)), device=row.device)] if wanted else row[:0]
-    else:
-        order = row.sort(descending=True, stable=True)
-        count = min(top_k or len(row), len(row))
-        if mass is not None:
-            before = order.values.exp().cumsum(0) - order.values.exp()
-            count = max(1, int((before < mass).sum()))
-        wanted = tuple(order.indices[:count].tolist())
-        distinct = order.values[:count]
-        values = distinct.tolist()
-    tail = max(0.0, 1.0 - float(distinct.exp().sum()))
-    return NextTokens(wanted, tuple(values), tail)
+        return NextTokens(wanted, tuple(values), max(0.0, 1.0 - float(distinct.exp().sum())))
+    if mass is not None:
+        return _nucleus(row, mass)
+    found, logps = _likeliest(row, top_k or len(row))
+    return NextTokens(
+        tuple(found.tolist()), tuple(logps.tolist()), max(0.0, 1.0 - float(logps.exp().sum()))
+    )
+
+
+def _nucleus(row: torch.Tensor, mass: float) -> NextTokens:
+    """The likeliest tokens in front of which there is less than `mass`, at least one."""
+    size = _FIRST_LISTED
+    while True:
+        found, tensor = _likeliest(row, size)
+        logps, count, held = tensor.tolist(), 0, 0.0
+        while count < len(logps) and (held < mass or not count):
+            held += math.exp(logps[count])
+            count += 1
+        if held >= mass or size >= len(row):
+            ids = tuple(found[:count].tolist())
+            return NextTokens(ids, tuple(logps[:count]), max(0.0, 1.0 - held))
+        size *= 8
+
+
+def _likeliest(row: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and values of the `count` largest, largest first, ties by id; all that there are."""
+    if count >= len(row) or len(row) <= _SORTED_WHOLE:
+        whole = row.sort(descending=True, stable=True)
+        return whole.indices[:count], whole.values[:count]
+    least = row.topk(count).values[-1]
+    ids = (row >= least).nonzero().squeeze(1)
+    order = row[ids].sort(descending=True, stable=True)
+    return ids[order.indices[:count]], order.values[:count]
 
 
 def open_engine(model_id: str, model: str, options: Mapping[str, Any]) -> EmbeddedEngine:

@@ -1,0 +1,39 @@
+"""Next tokens cut to a mass or a number, without sorting the vocabulary."""
+
+import pytest
+
+pytest.importorskip("torch", reason="needs the embedded engine")
+
+import torch
+
+from engines.embedded.engine import _next_tokens
+
+
+def rows() -> list[torch.Tensor]:
+    """Peaked and flat ones, with ties everywhere."""
+    draw = torch.Generator().manual_seed(4)
+    sizes = (5, 64, 65, 700, 5000)
+    scales = (0.1, 1.0, 6.0)
+    logits = [torch.randn(size, generator=draw).mul(scale) for size in sizes for scale in scales]
+    return [one.mul(2).round().div(2).log_softmax(0) for one in logits]
+
+
+@pytest.mark.parametrize("mass", [0.1, 0.8, 0.999, 1.0])
+def test_a_nucleus_is_that_of_the_sorted_vocabulary(mass: float) -> None:
+    for row in rows():
+        order = row.sort(descending=True, stable=True)
+        shares = order.values.double().exp()
+        before = torch.cat((shares.new_zeros(1), shares.cumsum(0)[:-1]))
+        count = int((before < mass).sum())
+        found = _next_tokens(row, None, mass, None)
+        assert list(found.ids) == order.indices[:count].tolist()
+        assert list(found.logps) == order.values[:count].tolist()
+        assert found.tail_mass == pytest.approx(1 - float(shares[:count].sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 3, 64, 6000])
+def test_the_likeliest_are_the_first_of_the_sorted_vocabulary(count: int) -> None:
+    for row in rows():
+        order = row.sort(descending=True, stable=True)
+        found = _next_tokens(row, None, None, count)
+        assert list(found.ids) == order.indices[:count].tolist()
