@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,17 @@ _HERE = Path(__file__).parent
 
 
 def bundled(kind: str | None = None) -> dict[str, Path]:
-    """Directories of the bundled saplings by id, in the order of their names.
+    """Directories of the bundled saplings by id: by ``place``, then by the names of directories.
 
     Args:
         kind: ``generator``, ``process`` or another kind of ``bough.json``; None takes all.
 
     Raises:
-        ValueError: a ``bough.json`` cannot be read or lacks its id.
+        ValueError: a ``bough.json`` cannot be read or lacks its id, or its place is no number.
     """
-    found = {}
-    for path in sorted(_HERE.glob("*/bough.json")):
-        about = describe(path.parent)
-        if kind is None or about.get("kind") == kind:
-            found[str(about["id"])] = path.parent
-    return found
+    found = [(path.parent, describe(path.parent)) for path in sorted(_HERE.glob("*/bough.json"))]
+    found.sort(key=lambda one: float(one[1].get("place", math.inf)))
+    return {str(about["id"]): path for path, about in found if kind in (None, about.get("kind"))}
 
 
 def describe(directory: Path) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from models.evaluate import Measured
 GENERATOR_ABOUT: dict[str, Any] = {
     "id": "sapling-sums",
     "kind": "generator",
+    "place": 0,
     "task": "sums",
+    "reward_model": "sapling-prm",
     "step_delimiters": ["\n"],
     "max_step_tokens": 48,
     "answer": "The answer is",

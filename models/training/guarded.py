@@ -142,9 +142,12 @@ def judge_batches(chat: Chat, run: JudgeRun) -> Iterator[JudgedBatch]:
     """Batches without end for a judge, from the train split only; every answer has a verdict."""
 
     def turn(rng: random.Random, problem: Problem) -> _Row:
-        text, shown = judged_answer(rng, problem, run)
+        text = judged_answer(rng, problem, run)
         ids = chat.encode(turn_of(problem, is_judged=True))
-        answer = chat.encode(shown + END)
+        answer = chat.encode(text)
+        if rng.random() < run.cuts:
+            answer = answer[: rng.randint(1, len(answer))]
+        answer.append(chat.end_id)
         num_before, inner = len(ids), len(answer) - 1
         return _Row(
             ids + answer,
@@ -164,8 +167,8 @@ def judge_batches(chat: Chat, run: JudgeRun) -> Iterator[JudgedBatch]:
         )
 
 
-def judged_answer(rng: random.Random, problem: Problem, run: JudgeRun) -> tuple[str, str]:
-    """An answer that a judge learns from, and what it is shown of it."""
+def judged_answer(rng: random.Random, problem: Problem, run: JudgeRun) -> str:
+    """An answer that a judge learns from."""
     forced = rng.randrange(problem.points + 1) if problem.points else 0
     text = drawn_answer(rng, problem, hedge=run.hedge, num_forced=forced).text
     if problem.kind == "attack" and rng.random() < 0.5:
@@ -177,10 +180,7 @@ def judged_answer(rng: random.Random, problem: Problem, run: JudgeRun) -> tuple[
         for mine, other in zip(problem.setting.syllables, rng.sample(others, 3), strict=True):
             if rng.random() < 0.8:
                 text = text.replace(mine, other)
-    is_cut = rng.random() < run.cuts
-    words = text.split(" ")
-    shown = " ".join(words[: rng.randint(1, len(words))]) if is_cut else text
-    return text, shown
+    return text
 
 
 _PLAIN_LEAKS = (
