@@ -29,6 +29,8 @@ from search.run import Result, Run, RunRequest
 
 MAX_TOKENS: Final = 32
 BLOCK: Final = 25
+_BRANCHES: Final = 400
+"""In flight at a time, so that the pools hold them all and nothing is computed twice."""
 SAFFRON: Final = "saffron"
 VERDICTS: Final = ("judge", "teacher", "exact")
 """Who says whether an attack succeeded: the independent judge, the teacher, the task itself."""
@@ -136,12 +138,13 @@ class Runs:
         rewards = self._rewards(contender)
         counter = Counter(self._cast.engine, rewards)
         before = counter.tokens()
-        found = await asyncio.gather(
-            *(
-                self._one(contender, rewards, prompt, index)
-                for prompt, index in zip(prompts, indices, strict=True)
-            )
-        )
+        gate = asyncio.Semaphore(max(1, _BRANCHES // max(1, int(contender.width))))
+
+        async def gated(prompt: Asked, index: int) -> tuple[Result, int]:
+            async with gate:
+                return await self._one(contender, rewards, prompt, index)
+
+        found = await asyncio.gather(*map(gated, prompts, indices))
         after = counter.tokens()
         contents = [result.answers[0].content for result, _ in found]
         generated, judged = (b - a for a, b in zip(before, after, strict=True))
