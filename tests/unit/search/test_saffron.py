@@ -68,23 +68,25 @@ async def test_a_forward_for_each_live_answer_and_none_for_candidates(width: int
 
 
 async def test_policy_and_rewards_are_asked_side_by_side() -> None:
-    both = asyncio.Event()
+    """Each waits until the other has been asked: for ever, if one came after the other."""
+    meeting = asyncio.Barrier(2)
 
-    class Waiting(ToyMultifurcation):
+    class Rewards(ToyMultifurcation):
         async def next_rewards(self, claims: Sequence[Claim]) -> list[RewardRow]:
-            both.set()
+            await meeting.wait()
             return await super().next_rewards(claims)
 
-    class Patient(ToyEngine):
+    class Policy(ToyEngine):
         async def next_logprobs(self, prefixes: Sequence[Prefix], **how: Any) -> list[NextTokens]:
-            await both.wait()  # for ever, if the judge's turn were to come after
-            both.clear()
+            await meeting.wait()
             return await super().next_logprobs(prefixes, **how)
 
+    engine, judge = Policy(flat), Rewards(many_a)
     result = await result_of(
-        Patient(flat), "saffron", {"width": 2}, judge=Waiting(many_a), max_tokens=4, wall_ms=20_000
+        engine, "saffron", {"width": 2}, judge=judge, max_tokens=4, wall_ms=20_000
     )
     assert result.stop_reason == "done"
+    assert len(judge.forwards) == engine.calls["next_logprobs"] == 4
 
 
 async def test_every_node_keeps_its_score_and_the_best_wins() -> None:
