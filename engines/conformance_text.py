@@ -199,7 +199,7 @@ async def what_text_cannot_do_is_refused(trial: Trial) -> None:
     """Calls and options without their capability raise UnsupportedByEngine."""
     engine, has = trial.engine, trial.engine.info.capabilities
     prefix = await trial.open()
-    if Capability.TOKENS not in has:
+    if not has & {Capability.TOKENS, Capability.DENOISE}:  # who denoises reads tokens, too
         await _refuses(UnsupportedByEngine, lambda: engine.open((1, 2, 3)), "open of tokens")
         await _refuses(UnsupportedByEngine, lambda: engine.extend([(prefix, (1,))]), "extend")
         await _refuses(UnsupportedByEngine, lambda: engine.score(prefix, (1,)), "score")

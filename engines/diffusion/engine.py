@@ -171,7 +171,8 @@ class DiffusionEngine:
         if not TokenChild(0, claim, how, self.info).is_over:
             left = None if how.max_tokens is None else how.max_tokens - claim.position
             plan = self.course(len(claim.token_ids), replace(how, max_tokens=left))
-            how = replace(how, max_tokens=claim.position + plan.length)  # a full canvas is an end
+            if len(claim.token_ids) + plan.length < self.info.context_tokens:
+                how = replace(how, max_tokens=claim.position + plan.length)  # full is an end, too
         children = [TokenChild(index, claim, how, self.info) for index in range(n)]
         draws = [
             self._draw(child, claim, plan, seed, how.deltas)
@@ -190,6 +191,7 @@ class DiffusionEngine:
 
     async def extend(self, pairs: Sequence[tuple[Prefix, TokenIds]]) -> list[Prefix]:
         """See `Engine.extend`; what stands there is not altered by later samples."""
+        self._require_open()
         extended: list[Prefix] = []
         for prefix, ids in pairs:
             claim = own_prefix(prefix, self._token_bytes)

@@ -181,6 +181,7 @@ _REFUSED = {
     "frequency_penalty": _AT_ONCE,
     "repetition_penalty": _AT_ONCE,
     "logit_bias": _AT_ONCE,
+    "logprobs": "alternatives of a token change with what is revealed around it; leave it out",
     "min_tokens": _AT_ONCE,
     "schedule": "temperature by position needs one token after the other; leave it out",
     "drafter": "there is nothing to draft: a step reveals as many tokens as it likes",
