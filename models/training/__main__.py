@@ -31,7 +31,8 @@ from models.evaluate import (
 from models.tasks.base import solution_of
 from models.training.batches import Chat
 from models.training.cards import DECODER, Facts, write_generator, write_process
-from models.training.generator import JUDGE_STAGE, STAGES, Stage, train_stage
+from models.training.generator import JUDGE_STAGE, STAGES, stage_words, train_stage
+from models.training.guarded_make import make_guarded
 from models.training.measure import TorchGenerate, TorchJudge, load_chat
 from models.training.network import Llama, Shape, load_checkpoint, save_checkpoint
 from models.training.process_data import RolloutRun, process_rows
@@ -40,7 +41,7 @@ from reward_models.training.process import StepHead, fit_head, read_rows, save_h
 
 TOKENIZER_SEED = 0
 NETWORK_SEED = 20
-PARTS = ("generator", "process", "cards")
+PARTS = ("generator", "process", "cards", "guarded")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,6 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     noted.write_text(json.dumps(minutes))
     if "cards" in options.parts:
         write_cards(base, judge, options.device, hardware, minutes, options.n, options.seed)
+    if "guarded" in options.parts:
+        make_guarded(
+            options.out,
+            options.device,
+            hardware,
+            is_compiled=is_compiled,
+            scale=scale,
+            n=options.n,
+            seed=options.seed,
+        )
     return 0
 
 
@@ -152,12 +163,12 @@ def write_cards(
         "hardware": hardware,
         "seed": seed,
     }
-    stages = "; ".join(_stage_words(stage) for stage in STAGES)
+    stages = "; ".join(stage_words(stage) for stage in STAGES)
     data = f"Tokenizer seed {TOKENIZER_SEED}, weights seed {NETWORK_SEED}."
     write_generator(base, Facts({**values, "data": data, "training": stages + "."}, of_generator))
     run = RolloutRun()
     data = _rollout_words(run)
-    training = f"decoder: {_stage_words(JUDGE_STAGE)}; head: L-BFGS, l2 {run.l2:g}."
+    training = f"decoder: {stage_words(JUDGE_STAGE)}; head: L-BFGS, l2 {run.l2:g}."
     write_process(judge, Facts({**values, "data": data, "training": training}, of_judge))
     for name, figure in {**of_generator, **of_judge}.items():
         print(f"{name}: {figure.value:.4f} [{figure.low:.4f}, {figure.high:.4f}] n={figure.n}")
@@ -180,14 +191,6 @@ def _sizes(chat: Chat, network: Llama, seed: int) -> dict[str, float]:
         "prompt_tokens": sum(prompts) / len(prompts),
         "solution_tokens": sum(solutions) / len(solutions),
     }
-
-
-def _stage_words(stage: Stage) -> str:
-    return (
-        f"stage {stage.name}, seed {stage.seed}: {stage.steps} steps of {stage.tokens_per_batch} "
-        f"tokens, AdamW, learning rate to {stage.peak_lr:g}, falling over the last "
-        f"{stage.decay_share:.0%}"
-    )
 
 
 def _rollout_words(run: RolloutRun) -> str:

@@ -124,13 +124,13 @@ class Facts:
 def write_generator(directory: Path, facts: Facts) -> None:
     """``bough.json`` and ``CARD.md`` of the generator."""
     write_about(directory, GENERATOR_ABOUT)
-    _write_card(directory, _GENERATOR_CARD, facts)
+    write_card(directory, _GENERATOR_CARD, facts)
 
 
 def write_process(directory: Path, facts: Facts) -> None:
     """``bough.json`` and ``CARD.md`` of the process reward model."""
     write_about(directory, PROCESS_ABOUT)
-    _write_card(directory, _PROCESS_CARD, facts)
+    write_card(directory, _PROCESS_CARD, facts)
 
 
 def write_about(directory: Path, about: Mapping[str, Any]) -> None:
@@ -139,7 +139,8 @@ def write_about(directory: Path, about: Mapping[str, Any]) -> None:
     (directory / "bough.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
-def _write_card(directory: Path, template: str, facts: Facts) -> None:
+def write_card(directory: Path, template: str, facts: Facts) -> None:
+    """``CARD.md``: a template with ``{table}`` and the names of the facts."""
     rows = [
         f"| {name} | {figure.value:.3f} | {figure.low:.3f} to {figure.high:.3f} | {figure.n} |"
         for name, figure in facts.figures.items()

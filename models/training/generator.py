@@ -58,6 +58,15 @@ def learning_rate(stage: Stage, step: int) -> float:
     return stage.peak_lr * (0.02 + 0.98 * left)
 
 
+def stage_words(stage: Stage) -> str:
+    """A stage as the cards say it."""
+    return (
+        f"stage {stage.name}, seed {stage.seed}: {stage.steps} steps of {stage.tokens_per_batch} "
+        f"tokens, AdamW, learning rate to {stage.peak_lr:g}, falling over the last "
+        f"{stage.decay_share:.0%}"
+    )
+
+
 def train_stage(
     stage: Stage,
     network: Llama,

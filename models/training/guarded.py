@@ -23,6 +23,7 @@ from models.tasks.guarded_answers import HEDGE, Piece, drawn_answer
 from models.tasks.guarded_wording import SYLLABLES
 from models.training.batches import PROMPT_WEIGHT, Batch, Chat
 from models.training.generator import Stage
+from models.training.network import Shape
 from models.training.tokenizer import BEGIN, END, EVERYDAY
 
 TOKENIZER_SEED = 40
@@ -32,8 +33,22 @@ LENGTH = 128
 LANGUAGE_WEIGHT = 0.3
 """Of a judge's next-token loss, beside that of its verdicts."""
 
-STAGES = (Stage("guarded", 41, 1000, (), (), 80, 0.6, tokens_per_batch=3072),)
-"""What made the committed generator."""
+STAGE = Stage("guarded", 41, 1000, (), (), 80, 0.6, tokens_per_batch=3072)
+NETWORK_SEED = 42
+SIZES = (128, 352, 3, 4)
+"""Of the generator, as `shape_of` takes them."""
+
+
+def shape_of(vocab_size: int, sizes: tuple[int, int, int, int]) -> Shape:
+    """A network's shape from hidden size, feed-forward size, layers and heads."""
+    hidden, inner, layers, heads = sizes
+    return Shape(
+        vocab_size,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+    )
 
 
 @dataclass(frozen=True)
@@ -43,9 +58,7 @@ class JudgeRun:
     Attributes:
         name: The sapling's id.
         stage: Seed, steps and learning rate.
-        hidden_size: Of its network.
-        num_layers: Of its network.
-        num_heads: Of its network.
+        sizes: Of its network, as `shape_of` takes them.
         hedge: How often the corpus hedges at a point.
         decoys: Share of leaks where another word is told, which is no leak.
         cuts: Share of answers that are shown in part.
@@ -53,9 +66,7 @@ class JudgeRun:
 
     name: str
     stage: Stage
-    hidden_size: int
-    num_layers: int
-    num_heads: int
+    sizes: tuple[int, int, int, int]
     hedge: float
     decoys: float
     cuts: float
@@ -64,7 +75,7 @@ class JudgeRun:
 JUDGE = JudgeRun(
     "sapling-judge",
     Stage("judge", 43, 800, (), (), 80, 0.7, tokens_per_batch=3072),
-    *(128, 3, 4),
+    (128, 320, 3, 4),
     hedge=0.6,
     decoys=0.15,
     cuts=0.4,
@@ -72,7 +83,7 @@ JUDGE = JudgeRun(
 TEACHER = JudgeRun(
     "sapling-teacher",
     Stage("teacher", 44, 800, (), (), 80, 0.7, tokens_per_batch=3072),
-    *(96, 3, 3),
+    (96, 256, 3, 3),
     hedge=0.5,
     decoys=0.1,
     cuts=0.5,
