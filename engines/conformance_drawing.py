@@ -1,4 +1,4 @@
-"""Laws of options that some engines carry: schedules and constraints.
+"""Laws of options that some engines carry: schedules, drafters and constraints.
 
 They say that the option does what it says, whichever way the engine takes to it: a processor over
 logits, requests of constant temperature one after the other, or a grammar of the backend's.
@@ -10,10 +10,20 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from engines.base import Capability, Constraint, Finish, Prefix, Sampling, TokenIds
+from engines.base import (
+    Capability,
+    ChecksSampling,
+    Constraint,
+    Finish,
+    Prefix,
+    Sampling,
+    TokenIds,
+)
 from engines.conformance_trial import Trial, require
+from engines.errors import UnsupportedByEngine
 
 _LENGTH: Final = 16
+_DRAFTERS: Final = ("adaptive", "ngram", "suffix", "token_recycling")
 _DIGITS: Final = "[0-9]{3}"
 
 
@@ -72,10 +82,36 @@ async def constraints_shape_the_whole_answer(trial: Trial) -> None:
         require(child.finish is Finish.STOP_TOKEN, f"finish is {child.finish}, not stop_token")
 
 
+async def drafts_change_nothing(trial: Trial) -> None:
+    """The likeliest answer is the same whoever guesses it, in one piece or in steps."""
+    prefix, banned = await trial.open(), trial.engine.info.eos_ids
+    how = Sampling(max_tokens=_LENGTH, ban_ids=banned, temperature=0.0)
+    plain = await _drawn(trial, prefix, how)
+    names = [name for name in _DRAFTERS if await _is_taken(trial, replace(how, drafter=name))]
+    require(bool(names), f"none of {_DRAFTERS} is taken, though drafters are declared")
+    for name in names:
+        for size in (None, 5):
+            drafted = await _drawn(trial, prefix, replace(how, drafter=name, max_step_tokens=size))
+            require(drafted == plain, f"{name} in steps of {size} made {drafted} of {plain}")
+
+
+async def _is_taken(trial: Trial, how: Sampling) -> bool:
+    if isinstance(trial.engine, ChecksSampling):
+        try:
+            trial.engine.check_sampling(how)
+        except UnsupportedByEngine:
+            return False
+    return True
+
+
 DRAWING_CHECKS: Final = (
     (
         schedules_count_from_the_response,
         frozenset({Capability.TOKENS, Capability.SCHEDULE}),
+    ),
+    (
+        drafts_change_nothing,
+        frozenset({Capability.TOKENS, Capability.DRAFTER}),
     ),
     (
         constraints_shape_the_whole_answer,

@@ -8,7 +8,7 @@ certain, and at a small margin it is a seeded source of noisy, often invalid UTF
 banned or must wait for `min_tokens`, the message is repeated.
 
 It has no cache: nothing is shared, nothing is ever hit, and a claim counts as the pages that its
-own tokens would fill. It has no tools, drafters, constraints or hidden states.
+own tokens would fill. It has no tools, constraints or hidden states.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ from engines.base import (
     Sampling,
     TokenIds,
 )
+from engines.drafters.shelf import Shelf
 from engines.echo_child import EchoChild, EchoPrefix, own_prefix
+from engines.echo_drafting import EchoDrafts
 from engines.echo_model import (
     EOS,
     MARKERS,
@@ -91,6 +93,8 @@ class EchoEngine:
         self._running = 0
         self._tokens_computed = 0
         self._tokens_looked_up = 0
+        self._num_requests = 0
+        self._begun = -1  # the latest request that a drafter has heard of
         self.claims: set[EchoPrefix] = set()
         self.info = EngineInfo(
             model_id=model_id,
@@ -106,11 +110,13 @@ class EchoEngine:
                     Capability.NEXT_LOGPROBS,
                     Capability.SCHEDULE,
                     Capability.SEED,
+                    Capability.DRAFTER,
                 }
             ),
             step_delimiters=options.step_delimiters,
             max_step_tokens=options.max_step_tokens,
         )
+        self._drafters = Shelf(model_id, VOCAB_SIZE, self.info.tokenizer_hash, None)
 
     def render(
         self,
@@ -170,7 +176,8 @@ class EchoEngine:
             raise ContextLengthExceeded(len(ids), self.info.context_tokens)
         self._tokens_looked_up += len(ids)
         self._tokens_computed += len(ids)
-        return EchoPrefix(self.claims, ids, response_start)
+        self._num_requests += 1
+        return EchoPrefix(self.claims, ids, response_start, self._num_requests)
 
     def sample(
         self, prefix: Prefix, how: Sampling, *, n: int = 1, seeds: Sequence[int] | None = None
@@ -253,14 +260,14 @@ class EchoEngine:
         self._check_open()
         parent = own_prefix(prefix)
         live = [EchoChild(i, parent, how, seed, self.info) for i, seed in enumerate(seeds)]
+        drafts = self._drafts(parent, how)
         self._running += len(live)
         try:
             while live:
                 for child in list(live):
                     self._check_open()
                     if not child.is_done:
-                        drawn = child.step(self._logits(child.claim.token_ids))
-                        self._tokens_computed += drawn
+                        self._tokens_computed += self._turn(child, drafts)
                         if how.deltas and (delta := child.delta()) is not None:
                             yield delta
                     if child.is_done:
@@ -272,6 +279,21 @@ class EchoEngine:
             self._running -= len(live)
             for child in live:
                 child.claim.release()
+
+    def _drafts(self, parent: EchoPrefix, how: Sampling) -> EchoDrafts | None:
+        if how.drafter is None:
+            return None
+        drafts = EchoDrafts(self._drafters[how.drafter], str(parent.request), how.tenant)
+        if parent.request > self._begun:
+            self._begun = parent.request
+            drafts.begin(parent.token_ids)
+        return drafts
+
+    def _turn(self, child: EchoChild, drafts: EchoDrafts | None) -> int:
+        if drafts is not None:
+            return drafts.turn(child, self._logits)
+        child.step(self._logits(child.claim.token_ids))
+        return 1
 
     def _logits(self, ids: TokenIds) -> Logits:
         return echo_logits(ids, self._options.margin)
@@ -293,11 +315,12 @@ class EchoEngine:
 
     def check_sampling(self, how: Sampling) -> None:
         """See `ChecksSampling.check_sampling`."""
-        for name in ("drafter", "constraint"):
-            if getattr(how, name) is not None:
-                raise UnsupportedByEngine(
-                    name, self.info.model_id, "the echo engine has none; leave it out"
-                )
+        if how.drafter is not None:
+            self._drafters.require(how.drafter)
+        if how.constraint is not None:
+            raise UnsupportedByEngine(
+                "constraint", self.info.model_id, "the echo engine has none; leave it out"
+            )
         if len(how.ban_ids & frozenset(range(VOCAB_SIZE))) == VOCAB_SIZE:
             raise UnsupportedByEngine("ban_ids", self.info.model_id, "every token is banned")
 

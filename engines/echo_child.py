@@ -31,8 +31,11 @@ from engines.textstop import Stopped, TextTracker
 class EchoPrefix:
     """A claim on tokens: a member of the engine's `claims` until it is released."""
 
-    def __init__(self, claims: set[EchoPrefix], token_ids: TokenIds, response_start: int) -> None:
+    def __init__(
+        self, claims: set[EchoPrefix], token_ids: TokenIds, response_start: int, request: int
+    ) -> None:
         self._claims = claims
+        self.request = request
         self.token_ids = token_ids
         self.response_start = response_start
         self.cached_tokens = 0
@@ -56,7 +59,7 @@ class EchoPrefix:
         """
         if self.is_released:
             raise InvariantError("a released prefix of the echo engine was used again")
-        return EchoPrefix(self._claims, self.token_ids + ids, self.response_start)
+        return EchoPrefix(self._claims, self.token_ids + ids, self.response_start, self.request)
 
     def release(self) -> None:
         """Give the claim back."""
@@ -83,6 +86,8 @@ class EchoChild:
     ) -> None:
         self.claim = parent.fork()
         self.is_done = False
+        self.drafted = 0
+        self.accepted = 0
         self._index = index
         self._how = how
         self._seed = seed
@@ -107,7 +112,7 @@ class EchoChild:
         self._end_if_full(None)
 
     def step(self, logits: Logits) -> int:
-        """Draw one token; the number of tokens drawn."""
+        """Draw one token, and say which."""
         ids, position = self.claim.token_ids, self._position
         logps = log_softmax(logits)
         barred = self._how.ban_ids
@@ -121,14 +126,14 @@ class EchoChild:
         if token in self._stop_ids:
             self._overrun = (token,)
             self._end(Finish.STOP_TOKEN, token, len(self._logps))
-            return 1
+            return token
         self.claim.token_ids = (*ids, token)
         self._logps.append(float(logps[token]))
         if self._how.logprobs is not None:
             top = listed(logps, None, None, self._how.logprobs)
             self._tops.append(tuple(zip(top.ids, top.logps, strict=True)))
         self._end_if_full(self._tracker.push(token))
-        return 1
+        return token
 
     def delta(self) -> Delta | None:
         """What became certain since the last call; None when nothing did."""
@@ -159,7 +164,9 @@ class EchoChild:
             index=self._index,
             overrun_ids=drawn[self._kept :] + self._overrun,
             top_logps=None if self._how.logprobs is None else tuple(self._tops[: self._kept]),
-            computed_tokens=len(drawn) + len(self._overrun),
+            computed_tokens=len(drawn) + len(self._overrun) + self.drafted - self.accepted,
+            drafted=self.drafted,
+            accepted=self.accepted,
         )
 
     @property

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from engines.base import Capability, Sampling
+from engines.echo import EchoEngine, EchoOptions
+from engines.errors import UnsupportedByEngine
 from models.registry import bundled
 from search.plugins import load
 from search.registry import needs_next_rewards
 from server.settings import Settings
-from tests.api.harness import CHAT, body, chunks_of, claimed_pages, client_of, content_of, serving
+from tests.api.harness import (
+    CHAT,
+    body,
+    chunks_of,
+    claimed_pages,
+    client_of,
+    content_of,
+    echo_settings,
+    serving,
+)
 
 PROBLEM = "Tom has 12 apples. He buys 7 more and then gives 5 away. How many apples does Tom have?"
 
@@ -86,10 +99,36 @@ async def test_an_unknown_drafter_is_refused_with_those_there_are() -> None:
         assert (await reply(client, params))["error"]["code"] == "unsupported_by_engine"
 
 
-async def test_an_engine_without_drafters_says_so(client: httpx.AsyncClient) -> None:
-    error = (await reply(client, body(bough={"drafter": "adaptive"})))["error"]
-    assert error["code"] == "unsupported_by_engine"
-    assert error["param"] == "bough.drafter"
-    error = (await reply(client, body(bough={"strategy": "draft_verify"})))["error"]
-    assert error["code"] == "unsupported_by_engine"
-    assert error["param"] == "bough.strategy"
+class Undrafted(EchoEngine):
+    """An engine that lacks drafters."""
+
+    def __init__(self) -> None:
+        super().__init__("echo", EchoOptions())
+        has = self.info.capabilities - {Capability.DRAFTER}
+        self.info = replace(self.info, capabilities=has)
+
+    def check_sampling(self, how: Sampling) -> None:
+        if how.drafter is not None:
+            raise UnsupportedByEngine("drafter", "echo", "leave it out")
+
+
+async def test_an_engine_without_drafters_says_so() -> None:
+    async with serving(echo_settings()) as app, client_of(app) as client:
+        models = app.state.services.catalog.models
+        models["echo"] = replace(models["echo"], engine=Undrafted())
+        error = (await reply(client, body(bough={"drafter": "adaptive"})))["error"]
+        assert error["code"] == "unsupported_by_engine"
+        assert error["param"] == "bough.drafter"
+        error = (await reply(client, body(bough={"strategy": "draft_verify"})))["error"]
+        assert error["code"] == "unsupported_by_engine"
+        assert error["param"] == "bough.strategy"
+
+
+async def test_echo_drafts_what_it_echoes(client: httpx.AsyncClient) -> None:
+    sent = body("abcabcabcabcabcabcabc", bough={"drafter": "ngram"})
+    got = await reply(client, sent)
+    assert got["choices"][0]["message"]["content"] == "abcabcabcabcabcabcabc"
+    drafts = got["bough"]["drafts"]
+    assert drafts["accepted"] > 5
+    steps = got["bough"]["spent"]["generated_tokens"] - drafts["accepted"]
+    assert drafts["accepted_per_step"] == pytest.approx(drafts["accepted"] / steps)

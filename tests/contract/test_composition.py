@@ -1,4 +1,6 @@
-"""Every strategy with every schedule, judge, aggregate and budget, streamed or not: all pairs.
+"""Every strategy with every schedule, judge, aggregate, drafter and budget, streamed or not.
+
+All pairs of values meet.
 
 Time is the event loop's own here and passes with what the engine gives, a second an item, so that
 deadlines cut at the same place in every run.
@@ -12,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from engines.base import Sampling
+from engines.base import Capability, Sampling
 from reward_models.base import RewardKind, RewardModel
 from reward_models.constant import ConstantJudge
 from reward_models.verifier import VerifierJudge
 from search.budget import Limits
 from search.errors import BudgetExhausted, InvalidParameter, MissingRewardModel, SearchError
 from search.plugins import load
-from search.registry import make_strategy, strategy_class
+from search.registry import make_strategy, needs_next_rewards, strategy_class
 from search.run import Piece, Result, Run, RunRequest
 from search.schedules import Annealed, Unsized
 from tests.pairwise import Case, pairwise_cases
@@ -50,10 +52,15 @@ LIMITS = {
     "no candidate": Limits(candidates=0),
 }
 FACTORS = {
-    "strategy": list(load("bough.strategies")),
+    "strategy": [
+        name
+        for name, kind in load("bough.strategies").items()
+        if Capability.DENOISE not in kind.requires  # these have an engine of their own kind
+    ],
     "schedule": list(SCHEDULES),
     "judge": list(JUDGES),
     "aggregate": [None, "model"],
+    "drafter": [None, "adaptive", "ngram"],
     "limit": list(LIMITS),
     "streams": [False, True],
 }
@@ -134,7 +141,11 @@ def make_run(
         strategy=case["strategy"],
         params=params_of(case),
         messages=MESSAGES,
-        sampling=Sampling(max_tokens=20, schedule=planned.get("schedule")),  # type: ignore[arg-type]
+        sampling=Sampling(
+            max_tokens=20,
+            schedule=planned.get("schedule"),  # type: ignore[arg-type]
+            drafter=case["drafter"],
+        ),
         seed=17,
         limits=LIMITS[case["limit"]],
         run_id="composed",
@@ -193,6 +204,9 @@ def check_answer(case: Case, run: Run, result: Result, text: str) -> None:
         assert "decay_tokens" in result.resolved
     if case["judge"] == "no judge":
         assert result.spent.reward_calls == 0
+    assert 0 <= result.spent.accepted_tokens <= result.spent.drafted_tokens
+    if case["drafter"] is None and case["strategy"] != "draft_verify":
+        assert result.spent.drafted_tokens == 0
 
 
 def play(case: Case) -> tuple[Run, Result | BudgetExhausted, str]:
@@ -241,6 +255,26 @@ def test_the_cases_cover_every_pair_that_is_carried() -> None:
     assert {pair for case in CASES for pair in pairs_of(case)} == wanted
     assert all(map(is_carried, CASES))
     assert len(CASES) < 2 * len(FACTORS["strategy"]) * len(LIMITS) < len(full) / 8
+
+
+@pytest.mark.parametrize("strategy", FACTORS["strategy"])
+def test_a_drafter_changes_no_answer(strategy: str) -> None:
+    """Nor what is spent on it, and some of it was drafted."""
+    judge = "multifurcation" if needs_next_rewards(strategy_class(strategy)) else "process"
+    usual = {"strategy": strategy, "judge": judge, "schedule": "sized", "limit": "no limit"}
+    plain, *drafted = [
+        play({**usual, "aggregate": None, "streams": True, "drafter": drafter})
+        for drafter in (None, "adaptive", "ngram")
+    ]
+    assert isinstance(plain[1], Result)
+    for run, came, text in drafted:
+        assert isinstance(came, Result)
+        assert text == plain[2]
+        assert came.answers == plain[1].answers
+        assert came.spent.generated_tokens == plain[1].spent.generated_tokens
+        assert [one.whole_text for one in run.tree.branches] == [
+            one.whole_text for one in plain[0].tree.branches
+        ]
 
 
 def pairs_of(case: Mapping[str, Any]) -> list[tuple[tuple[str, Any], ...]]:
