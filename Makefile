@@ -14,7 +14,7 @@ LOAD := --rate 2 --duration-s 30 --mix single=0.5,self_consistency=0.2,best_of_n
 	--json load-results/load.json --html load-results/load.html
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve check fix test setup-vllm setup-sglang test-vllm test-sglang load models bench redis clean
+.PHONY: help setup demo serve check fix test setup-vllm setup-vllm-suffix setup-sglang test-vllm test-sglang load models bench redis clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 14
@@ -43,6 +43,16 @@ $(VLLM_STAMP): pyproject.toml $(wildcard deploy/vllm/*.txt)
 	  -r deploy/vllm/requirements-cpu.txt -r deploy/vllm/requirements-bough.txt
 	$(VLLM)/bin/python -m pip install --quiet --no-deps -e . -e clients/python
 	@touch $(VLLM_STAMP)
+
+# Its build asks for a torch of its own, which it uses for a path only: it is shown vLLM's instead.
+setup-vllm-suffix: setup-vllm ## compile what vLLM's own drafting method `suffix` needs
+	$(PYTHON) -m venv $(VLLM)/suffix
+	$(VLLM)/suffix/bin/python -m pip install --quiet -r deploy/vllm/requirements-suffix.txt
+	$(VLLM)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > "$$($(VLLM)/suffix/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/vllm.pth"
+	PATH="$(CURDIR)/$(VLLM)/suffix/bin:$$PATH" $(VLLM)/suffix/bin/python -m pip wheel --quiet --no-deps \
+	  --no-build-isolation --wheel-dir $(VLLM)/suffix/wheels arctic-inference==0.1.1
+	$(VLLM)/bin/python -m pip install --quiet --no-deps $(VLLM)/suffix/wheels/arctic_inference-*.whl
 
 setup-sglang: $(SGLANG_STAMP) ## make .venv-sglang with SGLang for CPUs
 

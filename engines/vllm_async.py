@@ -46,7 +46,9 @@ def open_engine(model_id: str, model: str, options: Mapping[str, Any]) -> VllmEn
             eos_ids=_eos_ids(config),
             tokenizer_hash=tokenizer.hash,
             parameters=_num_parameters(Path(model)),
-            capabilities=_capabilities(has_tools=chat.has_tools),
+            capabilities=_capabilities(
+                has_tools=chat.has_tools, has_drafter=chosen.drafter is not None
+            ),
             step_delimiters=chosen.step_delimiters
             or tuple(steps.get("step_delimiters", ("\n\n",))),
             max_step_tokens=chosen.max_step_tokens or int(steps.get("max_step_tokens", 256)),
@@ -54,10 +56,18 @@ def open_engine(model_id: str, model: str, options: Mapping[str, Any]) -> VllmEn
         started.pop_all()
     # a vocabulary may be padded: such ids mean nothing, but may be drawn
     token_bytes = [*tokenizer.token_bytes, *[b""] * (size - len(tokenizer.token_bytes))]
-    return VllmEngine(info, backend, chat, token_bytes, tokenizer.encode, drafts=chosen.drafts)
+    return VllmEngine(
+        info,
+        backend,
+        chat,
+        token_bytes,
+        tokenizer.encode,
+        drafts=chosen.drafts,
+        drafter=chosen.drafter,
+    )
 
 
-def _capabilities(*, has_tools: bool) -> frozenset[Capability]:
+def _capabilities(*, has_tools: bool, has_drafter: bool = False) -> frozenset[Capability]:
     able = {
         Capability.TOKENS,
         Capability.LOGPROBS,
@@ -66,7 +76,13 @@ def _capabilities(*, has_tools: bool) -> frozenset[Capability]:
         Capability.CONSTRAINT,
         Capability.SEED,
     }
-    return frozenset(able | {Capability.TOOLS} if has_tools else able)
+    if has_tools:
+        able.add(Capability.TOOLS)
+    if has_drafter:
+        able.add(Capability.DRAFTER)
+        # What is drafted depends on what was learnt, and random numbers are used up by drafts.
+        able.remove(Capability.SEED)
+    return frozenset(able)
 
 
 def _eos_ids(config: Any) -> frozenset[int]:

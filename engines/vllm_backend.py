@@ -15,6 +15,7 @@ from array import array
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from vllm import SamplingParams
@@ -27,6 +28,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from engines.base import Constraint, EngineStats, Health, TokenIds, TopLogps
+from engines.drafters.errors import DrafterError
+from engines.drafters.shelf import TABLE_FILE
 from engines.errors import (
     EngineClosed,
     EngineError,
@@ -35,6 +38,7 @@ from engines.errors import (
     UnsupportedByEngine,
 )
 from engines.token_prefix import TokenPrefix
+from engines.vllm_chat import read_tokenizer
 from engines.vllm_options import (
     VllmOptions,
     child_environment,
@@ -42,7 +46,10 @@ from engines.vllm_options import (
     field_names,
     read_options,
 )
-from engines.vllm_stats import Meter
+from engines.vllm_proposer import Plan, Report
+from engines.vllm_rows import label
+from engines.vllm_stats import Drafting, Meter
+from engines.vllm_worker import ACCESS
 
 _CPU_GRACE_S: Final = 1.0
 _RETRY_AFTER_S: Final = 1  # vLLM does not say when its queue will be shorter
@@ -59,6 +66,8 @@ class Drawn:
         prompt_logps: Of each prompt token but the first, where they were asked for.
         cached_tokens: Prompt tokens found in the cache.
         reason: Why the request ended; None while it goes on.
+        drafted: Tokens that were proposed for it, told at its end; 0 where it was aborted.
+        accepted: Of these, those that the model drew as well.
     """
 
     token_ids: Sequence[int]
@@ -67,6 +76,8 @@ class Drawn:
     prompt_logps: tuple[float, ...]
     cached_tokens: int
     reason: str | None
+    drafted: int = 0
+    accepted: int = 0
 
 
 class VllmBackend:
@@ -87,11 +98,15 @@ class VllmBackend:
         self._numbers = itertools.count()
         self._live: set[str] = set()
         self._is_closed = False
+        self._labels = options.drafter is not None
+        self._has_access = options.engine.get("worker_extension_cls") == ACCESS
+        self._begun: asyncio.Future[Any] | None = None
         self._is_cpu = current_platform.is_cpu()
         try:
             with ending_together(), child_environment(options, is_cpu=self._is_cpu):
                 arguments = AsyncEngineArgs(model=where, **options.engine)
                 self.config: Any = arguments.create_engine_config()
+                self._plan_drafts(where, options)
                 self._llm: Any = AsyncLLM.from_vllm_config(
                     self.config, stat_loggers=[self._meter.factory()], disable_log_stats=True
                 )
@@ -111,6 +126,19 @@ class VllmBackend:
     def num_preempted(self) -> int:
         """Requests so far that lost their KV to others and were computed again."""
         return self._meter.num_preempted
+
+    @property
+    def drafting(self) -> Drafting:
+        """What speculative decoding did so far."""
+        return self._meter.drafting
+
+    async def drafter_report(self) -> Report | None:
+        """What the drafter of ours did; the first rank's, where there are several."""
+        if not self._labels:
+            return None
+        self.require_open()
+        found = await self._llm.collective_rpc("bough_drafter_report")
+        return next((Report(**report) for report in found if report is not None), None)
 
     def require_open(self) -> None:
         """Raise EngineClosed unless requests can be answered."""
@@ -171,6 +199,9 @@ class VllmBackend:
         number = f"{self._model_id}-{next(self._numbers)}"
         self._live.add(number)
         try:
+            await self._begin_drafts()
+            if self._labels and params["max_tokens"] > 1:
+                params = params | {"extra_args": label(prefix.tenant, root_of(prefix))}
             kind = RequestOutputKind.FINAL_ONLY if is_final_only else RequestOutputKind.DELTA
             stream = self._llm.generate(
                 tokens_input(list(token_ids), cache_salt=prefix.tenant or None),
@@ -218,8 +249,40 @@ class VllmBackend:
         """Branches of one prompt go where its blocks are: ranks share no cache."""
         if self._num_ranks <= 1:
             return None
-        root = array("q", prefix.token_ids[: prefix.response_start])
+        root = array("q", root_of(prefix))
         return zlib.crc32(root.tobytes()) % int(self._num_ranks)
+
+    def _plan_drafts(self, where: str, options: VllmOptions) -> None:
+        """Tell vLLM's processes what to draft by, once it is known to work.
+
+        Raises:
+            ModelLoadError: There is no such drafter, or its table is damaged or of another model.
+        """
+        if options.drafter is None:
+            return
+        config = self.config.model_config
+        own = Path(where) / TABLE_FILE
+        table = options.draft_table or (str(own) if own.exists() else None)
+        tokenizer = read_tokenizer(config.tokenizer, config.tokenizer_revision)
+        plan = Plan(self._model_id, options.drafter, tokenizer.hash, table, options.draft_min_prob)
+        try:
+            plan.open(config.get_vocab_size())
+        except (DrafterError, UnsupportedByEngine) as err:
+            raise ModelLoadError(where, f"engine options of drafts: {err}") from err
+        self.config.additional_config |= plan.to_config()
+
+    async def _begin_drafts(self) -> None:
+        """Prepare vLLM's workers before the first request; everybody waits for that one."""
+        if not self._has_access:
+            return
+        if self._begun is None:
+            self._begun = asyncio.ensure_future(self._llm.collective_rpc("bough_begin_drafts"))
+        await asyncio.shield(self._begun)
+
+
+def root_of(prefix: TokenPrefix) -> TokenIds:
+    """The prompt that all branches of a run have in common."""
+    return prefix.token_ids[: prefix.response_start]
 
 
 def launch(model_id: str, model: str, options: dict[str, Any]) -> tuple[VllmBackend, VllmOptions]:
@@ -254,6 +317,7 @@ def _drawn(output: Any, num_tops: int | None) -> Drawn:
         logps = [flat.logprobs[start] for start in flat.start_indices]
         tops = _tops(flat, num_tops) if num_tops else []
     prompt = output.prompt_logprobs
+    drafts = completion.spec_decode_metrics  # at the request's end only
     return Drawn(
         token_ids=completion.token_ids,
         logps=logps,
@@ -263,6 +327,8 @@ def _drawn(output: Any, num_tops: int | None) -> Drawn:
         ),
         cached_tokens=output.num_cached_tokens or 0,
         reason=completion.finish_reason,
+        drafted=drafts.num_draft_tokens if drafts else 0,
+        accepted=sum(j * count for j, count in enumerate(drafts.histogram)) if drafts else 0,
     )
 
 

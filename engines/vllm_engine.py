@@ -51,6 +51,8 @@ from engines.vllm_tops import chosen_tops, listed
 if TYPE_CHECKING:
     from engines.vllm_backend import Drawn, VllmBackend
     from engines.vllm_chat import VllmChat
+    from engines.vllm_proposer import Report
+    from engines.vllm_stats import Drafting
 
 _FIRST_TOPS: Final = 64  # alternatives asked for first, when a nucleus or certain ids are wanted
 _MORE_TOPS: Final = 8  # how many times more, when these do not do
@@ -75,6 +77,7 @@ class VllmEngine:
         token_bytes: Bytes of every token id of the vocabulary.
         encode: Text to ids.
         drafts: Whether speculative decoding is on.
+        drafter: The drafter of ours that does it.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class VllmEngine:
         encode: Callable[[str], TokenIds],
         *,
         drafts: bool = False,
+        drafter: str | None = None,
     ) -> None:
         self.info = info
         self._backend = backend
@@ -93,6 +97,7 @@ class VllmEngine:
         self._token_bytes = token_bytes
         self._encode = encode
         self._drafts = drafts
+        self._drafter = drafter
         self._needles = NeedleIndex(token_bytes)
 
     def render(
@@ -139,7 +144,12 @@ class VllmEngine:
         if seeds is not None and len(seeds) != n:
             raise ValueError(f"{len(seeds)} seeds for {n} children")
         maker = RequestMaker(
-            how, self._needles, self.info, drafts=self._drafts, position=claim.position
+            how,
+            self._needles,
+            self.info,
+            drafts=self._drafts,
+            position=claim.position,
+            drafter=self._drafter,
         )
         children = [TokenChild(index, claim, how, self.info) for index in range(n)]
         chosen = child_seeds(how.seed, n) if seeds is None else seeds
@@ -155,7 +165,8 @@ class VllmEngine:
     def check_sampling(self, how: Sampling) -> None:
         """See `ChecksSampling.check_sampling`."""
         # An answer in steps is refused now what only its second step could not have.
-        check(how, self.info, drafts=self._drafts, position=1 if how.boundaries else 0)
+        position = 1 if how.boundaries else 0
+        check(how, self.info, drafts=self._drafts, position=position, drafter=self._drafter)
         if how.constraint is not None:
             self._backend.check({}, how.constraint)
 
@@ -222,6 +233,15 @@ class VllmEngine:
         return self._backend.num_preempted
 
     @property
+    def drafting(self) -> Drafting:
+        """What speculative decoding did so far, for all requests together."""
+        return self._backend.drafting
+
+    async def drafter_report(self) -> Report | None:
+        """What the drafter of ours did and holds; None without one. Asks vLLM's process."""
+        return await self._backend.drafter_report()
+
+    @property
     def health(self) -> Health:
         """Dead once it was closed or vLLM's engine core died."""
         return self._backend.health
@@ -234,7 +254,7 @@ class VllmEngine:
         self, child: TokenChild, claim: TokenPrefix, maker: RequestMaker, seed: int
     ) -> AsyncGenerator[Delta | Continuation]:
         """One child, by as many requests as it takes: one, but for schedules in pieces."""
-        cached = computed = 0
+        cached = computed = drafted = accepted = 0
         while not child.is_over:
             request, prompt = maker.next(child, seed), child.token_ids
             found = num_drawn = 0
@@ -249,6 +269,8 @@ class VllmEngine:
                 async for drawn in stream:
                     found = max(found, drawn.cached_tokens)
                     num_drawn += len(drawn.token_ids)
+                    drafted += drawn.drafted
+                    accepted += drawn.accepted
                     child.feed(drawn.token_ids, drawn.logps, drawn.tops or None)
                     if drawn.reason == "abort":
                         child.cancel()
@@ -260,7 +282,12 @@ class VllmEngine:
                 raise InvariantError(f"vLLM drew nothing where {child.room} tokens had room")
             cached = cached or found
             computed += len(prompt) - found + max(0, num_drawn - 1)  # the last was not run
-        yield child.continuation(cached_tokens=cached, computed_tokens=computed)
+        yield child.continuation(
+            cached_tokens=cached,
+            computed_tokens=computed + drafted - accepted,
+            drafted=drafted,
+            accepted=accepted,
+        )
 
     async def _next(
         self,

@@ -18,10 +18,20 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from engines.errors import ModelLoadError
+from engines.vllm_proposer import PROPOSER
+from engines.vllm_worker import ACCESS
 
 PROCESSOR: Final = "engines.vllm_processor:ShapingProcessor"
 
-_OURS: Final = ("tool_parser", "reasoning_parser", "step_delimiters", "max_step_tokens")
+_DRAFT: Final = ("draft_tokens", "draft_table", "draft_min_prob")
+_OURS: Final = (
+    "tool_parser",
+    "reasoning_parser",
+    "step_delimiters",
+    "max_step_tokens",
+    "drafter",
+    *_DRAFT,
+)
 _FIXED: Final = {
     "model": "it is engine.model",
     "logprobs_mode": "logps are always those of the model itself",
@@ -32,6 +42,9 @@ _FIXED: Final = {
 
 _CPU_DEFAULTS: Final = {"block_size": 32, "enforce_eager": True}
 _CPU_KV_BYTES: Final = 1 << 30
+_DRAFT_TOKENS: Final = 8
+_MAX_DRAFT_TOKENS: Final = 64
+_DRAFT_MIN_PROB: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,9 @@ class VllmOptions:
         reasoning_parser: Name in vLLM's registry.
         step_delimiters: Instead of those in the model's ``bough.json``.
         max_step_tokens: Instead of that in the model's ``bough.json``.
+        drafter: Ours, by name; vLLM's own are in ``speculative_config``.
+        draft_table: Path of its base table; None is the model's own, if it has one.
+        draft_min_prob: Its chains end before their paths are less likely than this.
     """
 
     engine: Mapping[str, Any]
@@ -51,6 +67,9 @@ class VllmOptions:
     reasoning_parser: str | None = None
     step_delimiters: tuple[str, ...] | None = None
     max_step_tokens: int | None = None
+    drafter: str | None = None
+    draft_table: str | None = None
+    draft_min_prob: float = _DRAFT_MIN_PROB
 
     @property
     def drafts(self) -> bool:
@@ -80,6 +99,13 @@ def read_options(
             hint = f"; near: {', '.join(near)}" if near else ""
             raise ModelLoadError(where, f"vLLM has no option {name!r}{hint}")
     chosen = {name: value for name, value in options.items() if name in known}
+    chosen |= _drafting(where, options)
+    if chosen.get("speculative_config") and (is_cpu or options.get("drafter")):
+        if chosen.get("worker_extension_cls"):
+            raise ModelLoadError(
+                where, "engine option worker_extension_cls is bough's own while it drafts: drop it"
+            )
+        chosen["worker_extension_cls"] = ACCESS
     for name, value in _defaults(chosen, is_cpu).items():
         chosen.setdefault(name, value)
     if not chosen.get("speculative_config"):
@@ -91,7 +117,33 @@ def read_options(
         reasoning_parser=options.get("reasoning_parser"),
         step_delimiters=None if delimiters is None else tuple(delimiters),
         max_step_tokens=options.get("max_step_tokens"),
+        drafter=options.get("drafter"),
+        draft_table=options.get("draft_table"),
+        draft_min_prob=options.get("draft_min_prob", _DRAFT_MIN_PROB),
     )
+
+
+def _drafting(where: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a drafter of ours makes of vLLM's options."""
+
+    def refuse(why: str) -> ModelLoadError:
+        return ModelLoadError(where, f"engine option {why}")
+
+    if options.get("drafter") is None:
+        for name in _DRAFT:
+            if name in options:
+                raise refuse(f"{name} is for a drafter of ours: set drafter, to 'adaptive' say")
+        return {}
+    if options.get("speculative_config"):
+        raise refuse("speculative_config cannot be set beside drafter, which sets it: keep one")
+    size = options.get("draft_tokens", _DRAFT_TOKENS)
+    if type(size) is not int or not 1 <= size <= _MAX_DRAFT_TOKENS:
+        raise refuse(f"draft_tokens must be a number in 1 … {_MAX_DRAFT_TOKENS}, not {size!r}")
+    least = options.get("draft_min_prob", _DRAFT_MIN_PROB)
+    if type(least) not in (int, float) or not 0 < least <= 1:
+        raise refuse(f"draft_min_prob must be above 0 and at most 1, not {least!r}")
+    how = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": size}
+    return {"speculative_config": how}
 
 
 def _defaults(chosen: Mapping[str, Any], is_cpu: bool) -> dict[str, Any]:
@@ -101,6 +153,8 @@ def _defaults(chosen: Mapping[str, Any], is_cpu: bool) -> dict[str, Any]:
         "max_logprobs": -1,  # no cap: a nucleus is as large as it is
         "disable_log_stats": True,
     }
+    if chosen.get("speculative_config"):
+        defaults["per_request_spec_decode_metrics"] = "summary"
     if is_cpu:
         defaults |= _CPU_DEFAULTS
         if "gpu_memory_utilization" not in chosen:

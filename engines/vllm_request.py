@@ -43,7 +43,9 @@ class Request:
     is_final_only: bool
 
 
-def check(how: Sampling, info: EngineInfo, *, drafts: bool, position: int) -> None:
+def check(
+    how: Sampling, info: EngineInfo, *, drafts: bool, position: int, drafter: str | None = None
+) -> None:
     """Refuse what no request could carry.
 
     Args:
@@ -51,6 +53,7 @@ def check(how: Sampling, info: EngineInfo, *, drafts: bool, position: int) -> No
         info: Of the engine that is asked.
         drafts: Whether speculative decoding is on.
         position: In the answer, of the first token to be drawn.
+        drafter: The drafter of ours that the engine was started with.
 
     Raises:
         UnsupportedByEngine: Naming the option, and what to do instead.
@@ -65,8 +68,13 @@ def check(how: Sampling, info: EngineInfo, *, drafts: bool, position: int) -> No
             refuse("logit_bias", f"token {token} is not in 0 … {size - 1}")
     if len(how.ban_ids | (info.eos_ids if how.min_tokens else frozenset())) >= size:
         refuse("ban_ids", f"all {size} tokens are banned: allow some")
-    if how.drafter is not None:
-        refuse("drafter", "set the engine option speculative_config")
+    if how.drafter is not None and how.drafter != drafter:
+        was = "without one" if drafter is None else f"with {drafter!r}, which drafts for everybody"
+        refuse(
+            "drafter",
+            f"vLLM was started {was}; leave it out, or start it with the engine option "
+            f"drafter = {how.drafter!r}",
+        )
     if how.constraint is not None and not isinstance(how.constraint, Constraint):
         refuse("constraint", "it must be an engines.base.Constraint")
     if how.constraint is not None and position > 0:
@@ -146,6 +154,7 @@ class RequestMaker:
         info: Of the engine.
         drafts: Whether speculative decoding is on.
         position: Where in the answer the children begin.
+        drafter: The drafter of ours that the engine was started with.
 
     Raises:
         UnsupportedByEngine: An option that cannot be honoured here.
@@ -159,12 +168,13 @@ class RequestMaker:
         *,
         drafts: bool,
         position: int,
+        drafter: str | None = None,
     ) -> None:
         self.how = how
         self._drafts = drafts
         self._info = info
         self._table: tuple[int, npt.NDArray[np.float32]] | None = None
-        check(how, info, drafts=drafts, position=position)
+        check(how, info, drafts=drafts, position=position, drafter=drafter)
         self._needle_ids, self._finds_all = needles.find((*how.stop, *how.boundaries))
 
     def next(self, child: TokenChild, seed: int) -> Request:

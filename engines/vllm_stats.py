@@ -24,6 +24,24 @@ class Tally:
     tokens_looked_up: int = 0
     tokens_hit: int = 0
     num_preempted: int = 0
+    num_drafts: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """Counters of speculative decoding, over all requests, ended or not.
+
+    Attributes:
+        chains: Drafts verified, one for a row and a step.
+        drafted: Tokens in them.
+        accepted: Of these, those that the model drew as well.
+    """
+
+    chains: int
+    drafted: int
+    accepted: int
 
 
 @dataclass
@@ -68,6 +86,16 @@ class Meter:
         """Requests that lost their pages and were computed again."""
         return sum(tally.num_preempted for tally in self.tallies.values())
 
+    @property
+    def drafting(self) -> Drafting:
+        """What was drafted so far."""
+        tallies = self.tallies.values()
+        return Drafting(
+            chains=sum(tally.num_drafts for tally in tallies),
+            drafted=sum(tally.drafted for tally in tallies),
+            accepted=sum(tally.accepted for tally in tallies),
+        )
+
     def nothing_runs(self) -> None:
         """Forget the gauges: the engine cores are gone."""
         for tally in self.tallies.values():
@@ -101,6 +129,11 @@ class _Logger(StatLoggerBase):  # type: ignore[misc]  # vLLM may be missing
             tally.usage = scheduler_stats.kv_cache_usage
             tally.tokens_looked_up += scheduler_stats.prefix_cache_stats.queries
             tally.tokens_hit += scheduler_stats.prefix_cache_stats.hits
+            drafts = scheduler_stats.spec_decoding_stats
+            if drafts is not None:
+                tally.num_drafts += drafts.num_drafts
+                tally.drafted += drafts.num_draft_tokens
+                tally.accepted += drafts.num_accepted_tokens
         if iteration_stats is not None:
             tally.tokens_computed += iteration_stats.prompt_token_stats.computed
             tally.tokens_computed += iteration_stats.num_generation_tokens

@@ -166,7 +166,8 @@ def documented_parameters(name: str) -> dict[str, str]:
 @pytest.mark.parametrize("name", list(load("bough.strategies")))
 def test_every_strategy_parameter_is_documented_with_its_default(name: str) -> None:
     rows = documented_parameters(name)
-    fields = load("bough.strategies")[name].Params.model_fields
+    models = load("bough.strategies")[name].Params.model_fields
+    fields = {field.alias or title: field for title, field in models.items()}
     assert set(rows) == set(fields)
     for parameter, field in fields.items():
         said = rows[parameter].strip("`")
@@ -228,7 +229,7 @@ def test_the_table_of_engines_says_what_they_declare() -> None:
         "echo": open_echo("m", "", {}).info.capabilities,
     }
     may = {
-        "vllm": vllm_async._capabilities(has_tools=True),
+        "vllm": vllm_async._capabilities(has_tools=True, has_drafter=True),
         "sglang": sglang_http._CAPABILITIES | {Capability.SEED},
         "openai": open_openai("m", "m", stated).info.capabilities,
     }

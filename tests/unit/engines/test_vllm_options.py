@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 from typing import Any
 
 import pytest
+import torch
 
 from engines.errors import ModelLoadError
 from engines.vllm_async import open_engine
@@ -17,6 +19,8 @@ from engines.vllm_options import (
     ending_together,
     read_options,
 )
+from engines.vllm_proposer import PROPOSER as PROPOSER_CLASS
+from engines.vllm_worker import ACCESS, expand_to_tokens
 
 KNOWN = frozenset(
     {
@@ -26,6 +30,7 @@ KNOWN = frozenset(
         "gpu_memory_utilization",
         "logits_processors",
         "speculative_config",
+        "worker_extension_cls",
         "scheduling_policy",
         "reasoning_parser",
         "logprobs_mode",
@@ -44,6 +49,13 @@ def read(options: dict[str, Any], *, is_cpu: bool = True) -> VllmOptions:
         ({"tool_parsr": "hermes"}, "tool_parser"),
         ({"logprobs_mode": "raw_logits"}, "logprobs_mode"),
         ({"model": "other"}, "engine.model"),
+        ({"drafter": "adaptive", "speculative_config": {"method": "ngram"}}, "keep one"),
+        ({"drafter": "adaptive", "draft_tokens": 0}, "1 … 64, not 0"),
+        ({"drafter": "adaptive", "draft_tokens": True}, "not True"),
+        ({"drafter": "adaptive", "draft_min_prob": 1.5}, "not 1.5"),
+        ({"draft_table": "sums.npz"}, "set drafter"),
+        ({"drafter": "adaptive", "worker_extension_cls": "a.B"}, "worker_extension_cls"),
+        ({"speculative_config": {"method": "ngram"}, "worker_extension_cls": "a.B"}, "bough's"),
     ],
 )
 def test_what_cannot_be_set_is_refused(options: dict[str, Any], says: str) -> None:
@@ -99,3 +111,38 @@ def test_without_vllm_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(__import__("sys").modules, "vllm", None)
     with pytest.raises(ModelLoadError, match="setup-vllm"):
         open_engine("m", "models/none", {})
+
+
+def test_a_drafter_of_ours_is_a_class_that_vllm_loads() -> None:
+    found = read({"drafter": "adaptive", "draft_tokens": 5, "draft_table": "sums.npz"})
+    assert found.drafts
+    assert (found.drafter, found.draft_table) == ("adaptive", "sums.npz")
+    assert found.engine["speculative_config"] == {
+        "method": "custom_class",
+        "model": "engines.vllm_proposer.Proposer",
+        "num_speculative_tokens": 5,
+    }
+    assert found.engine["worker_extension_cls"] == ACCESS
+    assert found.engine["per_request_spec_decode_metrics"] == "summary"
+    assert "logits_processors" not in found.engine
+    for name in (PROPOSER_CLASS, ACCESS):
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_on_a_cpu_vllms_own_drafts_need_its_sampler_mended() -> None:
+    ngram = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}
+    assert read(ngram).engine["worker_extension_cls"] == ACCESS
+    elsewhere = read({**ngram, "worker_extension_cls": "a.B"}, is_cpu=False)
+    assert elsewhere.engine["worker_extension_cls"] == "a.B"
+    assert "worker_extension_cls" not in read({}).engine
+    assert read({"drafter": "adaptive"}, is_cpu=False).engine["worker_extension_cls"] == ACCESS
+
+
+def test_each_rows_value_is_spread_over_its_tokens() -> None:
+    """Without the type being lost, and greedy rows divided by 1."""
+    ends = torch.tensor([2, 3, 3, 5], dtype=torch.int32)
+    heats = torch.tensor([0.7, 0.0, 9.0, 1.5])
+    assert expand_to_tokens(heats, ends, 5, 0, 1).tolist() == pytest.approx([0.7, 0.7, 1, 1.5, 1.5])
+    tops = expand_to_tokens(torch.tensor([3, 0, 9, 5], dtype=torch.int32), ends, 5)
+    assert (tops.dtype, tops.tolist()) == (torch.int32, [3, 3, 0, 5, 5])

@@ -16,7 +16,7 @@ from engines.echo_model import BYTES, EOS
 from engines.errors import UnsupportedByEngine
 from engines.token_prefix import TokenPrefix
 from engines.vllm_engine import VllmEngine
-from engines.vllm_request import NeedleIndex, Request, RequestMaker
+from engines.vllm_request import NeedleIndex, Request, RequestMaker, check
 from engines.vllm_shaping import Shape
 
 INFO: EngineInfo = open_engine("m", "", {"context_tokens": 64}).info
@@ -228,8 +228,19 @@ def test_constraints_and_drafters_that_cannot_be_are_refused() -> None:
     request(constrained)
     with pytest.raises(UnsupportedByEngine, match="step by step"):
         request(constrained, 1)
-    with pytest.raises(UnsupportedByEngine, match="speculative_config"):
+    with pytest.raises(UnsupportedByEngine, match="engine option drafter = 'adaptive'"):
         request(Sampling(drafter="adaptive"))
+
+
+def test_only_the_drafter_that_vllm_was_started_with_can_be_named() -> None:
+    def check_with(how: Sampling) -> None:
+        check(how, INFO, drafts=True, position=0, drafter="adaptive")
+
+    check_with(Sampling(drafter="adaptive"))
+    check_with(Sampling())
+    with pytest.raises(UnsupportedByEngine, match=r"with 'adaptive'.*drafter = 'suffix'") as found:
+        check_with(Sampling(drafter="suffix"))
+    assert found.value.capability == "drafter"
 
 
 class Parser:
