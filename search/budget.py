@@ -201,6 +201,14 @@ class Budget:
         lefts = ((bound, self.left(what)) for what in _LIMITED if (bound := upper_bound.get(what)))
         return all(left is None or bound <= left for bound, left in lefts)
 
+    def cut_to(self, what: Limited, wanted: int, each: int) -> int:
+        """As many of `wanted` as there is room for when each takes so much; less is a `cut`."""
+        left = self.left(what)
+        if not each or left is None or wanted * each <= left:
+            return wanted
+        self.cut(what, each)
+        return left // each
+
     def cut(self, what: Limited, wanted: int) -> None:
         """Note that work was refused or shortened for want of `what`, here and where it binds."""
         self.cut_short = self.cut_short or "budget"

@@ -60,6 +60,12 @@ class Chain:
         row = self.start if branch.state is None else branch.state.row
         return self._job(row, 0, 1, replace(self.kernel, steps=1, block_length=None))
 
+    @property
+    def guess_nfe(self) -> int:
+        """The most evaluations that `one_shot` may take."""
+        job = self._job(self.start, 0, 1, replace(self.kernel, steps=1, block_length=None))
+        return max_nfe(job, self.info.mask_id)
+
     def cost(self, row: TokenIds, step: int) -> dict[str, int]:
         """The most that going on from there to the end may cost, in units of `Limits`."""
         return bounds_of(self._job(row, step, self.steps, self.kernel), self.info.mask_id)

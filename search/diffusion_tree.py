@@ -256,6 +256,26 @@ def land(path: Sequence[Node], states: Sequence[TokenIds], reward: float, rules:
     return way[-1]
 
 
+def replay(root: Node, states: Sequence[TokenIds], begun: int, reward: float, rules: Rules) -> None:
+    """Put a rollout that landed in another copy of the tree into this one.
+
+    Args:
+        root: This copy's.
+        states: From below the root to the finished text.
+        begun: How many of these the rollout found there; looked for by their tokens.
+        reward: Of the finished text.
+        rules: How the tree grows.
+    """
+    way = [root]
+    for at, state in enumerate(states):
+        is_end = at == len(states) - 1
+        same = (child for child in way[-1].children if child.state == state)
+        known = next(same, None) if at < begun else None
+        way.append(known or _child(way[-1], state, is_end, rules))
+    way[-1].value = reward
+    back_up(way, rules)
+
+
 def back_up(path: Sequence[Node], rules: Rules) -> None:
     """Tell everyone above a finished text."""
     for node in reversed(path[:-1]):

@@ -56,7 +56,9 @@ def make_strategy(name: str, params: Mapping[str, Any]) -> Strategy[Params]:
         first = err.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "params"
         if first["type"] == "extra_forbidden":
-            raise UnknownParameter(where, name, kind.Params.model_fields) from err
+            fields = kind.Params.model_fields.items()
+            known = [field.alias or title for title, field in fields]
+            raise UnknownParameter(where, name, known) from err
         is_type = first["type"].endswith(("_type", "_parsing", "_from_float"))
         if first["type"] == "literal_error":  # also what a number gets where names are taken
             is_type = not isinstance(first["input"], str)
@@ -144,6 +146,9 @@ def check_sampling(
         how = replace(how, boundaries=info.step_delimiters, max_step_tokens=info.max_step_tokens)
     if isinstance(engine, ChecksSampling):
         engine.check_sampling(how)
+    check = getattr(strategy, "check", None)
+    if check is not None:
+        check(engine, how)
 
 
 def body_of(

@@ -111,6 +111,7 @@ class Run:
     Attributes:
         tree: Everything grown so far; may be read and followed while the run is on.
         budget: What was spent so far; its time begins when the run is first awaited.
+        store_errors: What the store failed at and was done without.
 
     Raises:
         StrategyNotFound: Nobody registered the strategy.
@@ -141,6 +142,7 @@ class Run:
         self._engine = engine
         self._judge = judge
         self._store = store
+        self.store_errors: list[str] = []
         self._items: asyncio.Queue[_Item] = asyncio.Queue()
         self._is_used = False
 
@@ -316,6 +318,8 @@ class Run:
             sampling=request.sampling,
             seed=request.seed,
             answers=request.answers,
+            tenant=request.tenant,
+            store_errors=self.store_errors,
         )
         has_seed = Capability.SEED in engine.info.capabilities
         if request.sampling.seed is not None and not has_seed:

@@ -66,6 +66,7 @@ class Search(Denoises):
         answers: Distinct answers that the request wants back.
         given: Finished branches from an outer strategy, candidates already paid for.
         store: What is shared between runs; None without one.
+        tenant: Whose request it is.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Search(Denoises):
         self.root = bench.tree.root
         self.tree = bench.tree
         self.store = bench.store
+        self.tenant = bench.tenant
         self.messages = bench.messages
         self.sampling = bench.sampling
         self.answers = bench.answers
@@ -397,6 +399,10 @@ class Search(Denoises):
     def ignore(self, name: str) -> None:
         """A parameter of the request that could not be honoured; listed in the reply."""
         self._bench.ignored[name] = None
+
+    def did_without(self, what: str) -> None:
+        """The store failed at this, and the run goes on; counted by the server."""
+        self._bench.store_errors.append(what)
 
     def note(self, what: str) -> None:
         """What the strategy decided, in a few words of ASCII; the reply's `resolved` ends in it."""

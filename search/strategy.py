@@ -22,6 +22,8 @@ class Strategy(Protocol[P_co]):
 
     One with a class variable `needs_next_rewards` that is true is refused without a judge that has
     `next_rewards` (`reward_models.base.MultifurcationRewardModel`) for the engine's own vocabulary.
+    One with a method `check(engine, sampling)` may refuse a request there, before any work. One
+    whose class variable `keeps_trees` is true has answers that depend on earlier requests.
     A class variable `judge_params` names the parameters that are ids of further reward models; they
     are asked by `Search.score_by`.
 

@@ -38,6 +38,8 @@ class Workbench:
     ignored: dict[str, None] = field(default_factory=dict)
     notes: dict[str, None] = field(default_factory=dict)
     questions: count[int] = field(default_factory=count)
+    tenant: str = ""
+    store_errors: list[str] = field(default_factory=list)
     num_restored: int = 0
     reused_nfe: int = 0
 

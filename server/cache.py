@@ -1,10 +1,10 @@
 """Equal reproducible requests share one answer, where the operator wants that.
 
 Off unless `cache.responses` is set. A request takes part when it fixes its seed or its temperature
-is 0: only then is the stored answer the one that a new run would give. Answers that a deadline cut
-short depend on the clock and are not stored. The key holds everything that determines the reply,
-and the store keeps tenants apart. A store that does not answer is a miss: counted, logged, never an
-error.
+is 0: only then is the stored answer the one that a new run would give. Strategies that go on with
+what earlier requests grew (`keeps_trees`) take no part. Answers that a deadline cut short depend on
+the clock and are not stored. The key holds everything that determines the reply, and the store
+keeps tenants apart. A store that does not answer is a miss: counted, logged, never an error.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import logging
 from typing import Any, Final
 
+from search.registry import strategy_class
 from server.metrics import Metrics
 from server.resolve import Plan
 from server.settings import CacheSettings
@@ -45,6 +46,8 @@ class ResponseCache:
     def takes(self, plan: Plan) -> bool:
         """Whether this request may be answered from here and stored here."""
         wanted = plan.wire.bough is None or plan.wire.bough.cache is not False
+        if getattr(strategy_class(plan.asked), "keeps_trees", False):
+            return False
         return self._settings.responses and wanted and plan.is_reproducible
 
     async def get(self, plan: Plan) -> dict[str, Any] | None:

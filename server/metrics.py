@@ -110,6 +110,8 @@ class Metrics:
             (self.reward_tokens, spent.reward_tokens),
         ):
             counter.labels(strategy).inc(amount)
+        for what in run.store_errors:
+            self.store_errors.labels(what).inc()
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
         return Counter(f"bough_{name}", text, labels, registry=self.registry)

@@ -50,11 +50,19 @@ UNDER_ANY_JUDGE = sorted(
     name
     for name in load("bough.strategies")
     if not getattr(strategy_class(name), "needs_next_rewards", False)
+    and Capability.DENOISE not in strategy_class(name).requires
 )
-"""Strategies that do not need the reward of every next token."""
+"""Strategies of models that go token by token, that need no reward of every next token."""
 
-every_strategy = pytest.mark.parametrize("strategy", list(load("bough.strategies")))
-"""For tests that take the name of a strategy."""
+OF_TOKENS = [
+    name
+    for name in load("bough.strategies")
+    if Capability.DENOISE not in strategy_class(name).requires
+]
+"""Strategies of models that go token by token."""
+
+every_strategy = pytest.mark.parametrize("strategy", OF_TOKENS)
+"""For tests that take the name of such a strategy."""
 
 
 @dataclass

@@ -42,9 +42,9 @@ async def ask(sdk: AsyncOpenAI, strategy: str, schedule: Any, **fields: Any) -> 
 DRAWING = [
     name
     for name, kind in load("bough.strategies").items()
-    if not getattr(kind, "needs_next_rewards", False)
+    if not getattr(kind, "needs_next_rewards", False) and "denoise" not in kind.requires
 ]
-"""Strategies that draw: what picks every token itself has no temperature."""
+"""Strategies that draw token by token: what picks every token itself has no temperature."""
 
 
 @pytest.mark.parametrize("strategy", DRAWING)

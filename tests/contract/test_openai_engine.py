@@ -115,7 +115,11 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "beam": DEEP,
     "ets": DEEP,
 }
-UNFIT = {"annealed": "schedule", "saffron": "next_logprobs"}
+UNFIT = {
+    "annealed": "schedule",
+    "saffron": "next_logprobs",
+    **dict.fromkeys(("dts", "dts_star", "fk_steering"), "denoise"),
+}
 """Strategies that no upstream carries, and what they lack there."""
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from engines.base import Sampling
+from engines.base import Capability, Sampling
+from engines.echo import EchoEngine
 from search.budget import Limits
 from search.conformance import (
     CHECKS,
@@ -21,6 +22,7 @@ from search.plugins import load
 from search.registry import strategy_class
 from search.run import RunRequest
 from search.schedules import Unsized
+from tests.toy_denoiser import ToyDiffusionEngine, sticky
 from tests.toy_engine import END, ToyEngine, ToyJudge, ToyMultifurcation
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
@@ -67,6 +69,20 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"width": 4, "lookahead": "mean", "reuse_successor": False, "weights": "incremental"},
     ],
 }
+VARIANTS["dts"] = [
+    {"width": 1, "samples": 3, "merge": False, "lambda": 2},
+    {"width": 3, "samples": 4, "choose": "best", "branch_levels": [2]},
+]
+VARIANTS["dts_star"] = [
+    {"width": 1, "samples": 3, "merge": False},
+    {"width": 3, "samples": 4, "lambda": 5.0, "capacity": 1.0, "alpha": 0.5},
+    {"width": 2, "capacity": "inf", "lambda": "inf"},
+]
+VARIANTS["fk_steering"] = [
+    {"width": 3},
+    {"width": 3, "potential": "diff", "guesses": 2, "resample_every": 2, "resample_below": 1.0},
+    {"width": 2, "potential": "rt", "choose": "sample", "resampling": "systematic"},
+]
 VARIANTS["saffron"] = [
     {"width": 4},
     {"width": 3, "top_p": 0.95, "min_new_tokens": 4},
@@ -97,18 +113,30 @@ def judge_for(name: str) -> ToyJudge:
     return ToyMultifurcation(judge) if needs_rows else ToyJudge(judge)
 
 
+def engine_for(name: str) -> EchoEngine:
+    """One that can carry the strategy."""
+    if Capability.DENOISE in strategy_class(name).requires:
+        return ToyDiffusionEngine(sticky("ab\n", 0.4), 6, kernel="any")
+    return ToyEngine(steps, max_step_tokens=6)
+
+
+def is_scheduled(name: str) -> bool:
+    """Whether its engine draws one token behind the other, so that a schedule has a meaning."""
+    return Capability.DENOISE not in strategy_class(name).requires
+
+
 WITH_A_SCHEDULE = (same_seed_same_answer, streaming_changes_nothing, budgets_hold)
 
 
 @pytest.mark.parametrize("check", WITH_A_SCHEDULE, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("name", list(load("bough.strategies")))
+@pytest.mark.parametrize("name", list(filter(is_scheduled, load("bough.strategies"))))
 async def test_laws_under_a_schedule(name: str, check: Check) -> None:
     """Sized by a pilot, whose tokens are the budget's too."""
     await check(
         Scheduled(
             name=name,
             params=VARIANTS.get(name, [{}])[0],
-            make_engine=lambda: ToyEngine(steps, max_step_tokens=6),
+            make_engine=lambda: engine_for(name),
             make_judge=lambda: judge_for(name),
             sampling=Sampling(max_tokens=10),
         )
@@ -130,7 +158,7 @@ async def test_laws(name: str, params: dict[str, Any], check: Check) -> None:
         Subject(
             name=name,
             params=params,
-            make_engine=lambda: ToyEngine(steps, max_step_tokens=6),
+            make_engine=lambda: engine_for(name),
             make_judge=lambda: judge_for(name),
             sampling=Sampling(max_tokens=10),
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.base import Capability
 from reward_models.base import Candidate, RewardKind
 from reward_models.presets import presets
 from reward_models.verifier import VerifierJudge
@@ -29,6 +30,7 @@ JUDGED = [
     for name in load("bough.strategies")
     if "aggregate" in strategy_class(name).Params.model_fields
     and make_strategy(name, {"width": 3}).needs_judge
+    and Capability.DENOISE not in strategy_class(name).requires
 ]
 
 
