@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from server.admission import Admission
 from server.cache import ResponseCache
 from server.catalog import Catalog, open_store, opened
+from server.draft_sharing import sharing_drafts
 from server.metrics import Gauges, Metrics
 from server.record import LiveRuns
 from server.settings import Settings
@@ -64,8 +65,9 @@ async def serving(settings: Settings) -> AsyncIterator[Services]:
             )
             cache = ResponseCache(store, metrics, settings.cache)
             runs = LiveRuns(store, metrics)
-            yield Services(settings, catalog, store, admission, metrics, cache, runs)
-            admission.close()
-            await runs.drain()
+            async with sharing_drafts(settings, catalog, store, metrics):
+                yield Services(settings, catalog, store, admission, metrics, cache, runs)
+                admission.close()
+                await runs.drain()
     finally:
         await store.aclose()

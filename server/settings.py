@@ -115,6 +115,20 @@ class CacheSettings(BaseModel):
     ttl_s: float = Field(default=3600.0, gt=0, description="How long an answer is kept, seconds")
 
 
+class DraftSettings(BaseModel):
+    """What drafters learn from each other's replicas."""
+
+    model_config = _FROZEN
+    share_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="How often lessons go to and come from a shared store, seconds; 0 never",
+    )
+    ttl_s: float = Field(
+        default=86400.0, gt=0, description="How long lessons are kept that nobody renews, seconds"
+    )
+
+
 class StreamSettings(BaseModel):
     """Server-sent events."""
 
@@ -146,6 +160,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = Field(default_factory=LimitSettings)
     store: StoreSettings = Field(default_factory=StoreSettings)
     cache: CacheSettings = Field(default_factory=CacheSettings)
+    drafts: DraftSettings = Field(default_factory=DraftSettings)
     stream: StreamSettings = Field(default_factory=StreamSettings)
     shutdown_grace_s: int = Field(
         default=5, ge=1, description="Seconds that requests get to end before they are cancelled"

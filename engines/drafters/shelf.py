@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
+from engines.base import EngineInfo
 from engines.drafters.base import Drafter
 from engines.drafters.errors import DrafterError
 from engines.drafters.table import load
@@ -46,6 +47,17 @@ class Shelf:
                     f"{table} was built for tokenizer {found}, the model's is {tokenizer_hash}; "
                     "build it again with `bough drafts build`"
                 )
+
+    @classmethod
+    def of_model(cls, info: EngineInfo, directory: Path, option: str) -> Shelf:
+        """A served model's: from its directory's own table, unless an option names another.
+
+        Raises:
+            DrafterError: As the class.
+        """
+        table = Path(option) if option else directory / TABLE_FILE
+        is_there = bool(option) or table.exists()
+        return cls(info.model_id, info.vocab_size, info.tokenizer_hash, table if is_there else None)
 
     def require(self, name: str) -> None:
         """Refuse a drafter that there is not.

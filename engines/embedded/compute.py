@@ -38,6 +38,7 @@ class ComputeThread:
     def __init__(self, name: str) -> None:
         self._members: list[Member] = []
         self._calls: deque[Callable[[], None]] = deque()
+        self._idle_calls: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self._thread.start()
@@ -58,17 +59,25 @@ class ComputeThread:
         """Run `function` on the thread and wait for what it returns or raises."""
         if threading.current_thread() is self._thread:
             return function()
+        return self._enqueue(self._calls, function).result()
+
+    def call_when_idle(self, function: Callable[[], T]) -> Future[T]:
+        """Run `function` on the thread once no member has anything to do."""
+        return self._enqueue(self._idle_calls, function)
+
+    def _enqueue(self, queue: deque[Callable[[], None]], function: Callable[[], T]) -> Future[T]:
         future: Future[T] = Future()
 
         def run() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as err:
-                future.set_exception(err)
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as err:
+                    future.set_exception(err)
 
-        self._calls.append(run)
+        queue.append(run)
         self._wake.set()
-        return future.result()
+        return future
 
     def _loop(self) -> None:
         while True:
@@ -77,7 +86,11 @@ class ComputeThread:
             while self._calls:
                 self._calls.popleft()()
             # A list, not any(): everyone gets a turn.
-            if not any([member.turn() for member in tuple(self._members)]):
+            if any([member.turn() for member in tuple(self._members)]):
+                continue
+            if self._idle_calls:
+                self._idle_calls.popleft()()
+            else:
                 self._wake.wait()
 
 

@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 
 from engines.base import TokenIds
 from engines.drafters.base import EMPTY, Drafter, NodeTops, TokenTree
+from engines.drafters.sharing import Taught
 from engines.embedded.draft_budget import DraftBudget, Trust
 from engines.embedded.sequence import Branch
 
@@ -54,6 +55,8 @@ class Drafting:
 
     def __init__(self, budget: DraftBudget) -> None:
         self.budget = budget
+        self.taught: set[Taught] = set()
+        """Whose lessons have changed; whoever shares them takes them out."""
         self._runs: OrderedDict[_RunKey, tuple[Drafter, Trust]] = OrderedDict()
 
     def propose(self, branches: Sequence[Branch]) -> list[TokenTree] | None:
@@ -98,6 +101,7 @@ class Drafting:
             context, new = self._context(branch), tokens[seen:]
             drafter.observe(EMPTY, new, context, run=_run(branch), tenant=branch.tenant)
             branch.observed = len(tokens)
+            self.taught.add(Taught(branch.how.drafter or "", branch.tenant))
         return found
 
     def _record(self, branch: Branch) -> tuple[Drafter, Trust]:
@@ -139,6 +143,7 @@ class Drafting:
             tenant=branch.tenant,
         )
         branch.observed = len(branch.tokens)
+        self.taught.add(Taught(branch.how.drafter or "", branch.tenant))
         trust.learn(sum(map(math.exp, result.tree.logps)), len(result.nodes))
 
     def ended(self, branch: Branch) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from engines.base import (
     TokenIds,
 )
 from engines.drafters.errors import DrafterError
-from engines.drafters.shelf import TABLE_FILE, Shelf
+from engines.drafters.sharing import Taught
+from engines.drafters.shelf import Shelf
 from engines.embedded.claims import PageClaim
 from engines.embedded.config import read_json
+from engines.embedded.items import new_delta, next_tokens
 from engines.embedded.jobs import GenerateJob, ReadRequest
 from engines.embedded.runtime import Runtime, RuntimeOptions
 from engines.embedded.sample import mix
@@ -50,11 +52,6 @@ _CAPABILITIES = frozenset(
         Capability.DRAFTER,
     }
 )
-
-_FIRST_LISTED = 64
-"""Tokens that a nucleus is first looked for among."""
-_SORTED_WHOLE = 4096
-"""A larger vocabulary takes longer to sort than its likeliest tokens take to find."""
 
 
 class EmbeddedEngine:
@@ -85,7 +82,10 @@ class EmbeddedEngine:
             step_delimiters=tuple(steps.get("step_delimiters", ("\n\n",))),
             max_step_tokens=int(steps.get("max_step_tokens", 256)),
         )
-        self._drafters = _shelf(self.info, directory, options.draft_table)
+        try:
+            self._drafters = Shelf.of_model(self.info, directory, options.draft_table)
+        except DrafterError as err:
+            raise ModelLoadError(directory, f"engine option draft_table: {err}") from err
 
     def render(
         self,
@@ -193,7 +193,7 @@ class EmbeddedEngine:
 
         def finish(hidden: torch.Tensor) -> NextTokens:
             row = self._runtime.decoder.logits(hidden[-1:]).log_softmax(-1)[0]
-            return _next_tokens(row, ids, mass, top_k)
+            return next_tokens(row, ids, mass, top_k)
 
         results = await self._runtime.read(
             [self._request(p, len(p.token_ids) - 1, finish) for p in prefixes]
@@ -238,6 +238,25 @@ class EmbeddedEngine:
         if not results:
             return np.zeros((0, self._runtime.config.hidden), dtype=np.float32)
         return np.stack([result.value for result in results])
+
+    def taught(self) -> list[Taught]:
+        """See `SharesDrafts.taught`."""
+        return sorted(self._runtime.worker.drafting.taught.copy(), key=astuple)
+
+    async def draft_snapshot(self, of: Taught) -> bytes:
+        """See `SharesDrafts.draft_snapshot`."""
+
+        def snapshot() -> bytes:
+            self._runtime.worker.drafting.taught.discard(of)
+            return self._drafters[of.drafter].snapshot(tenant=of.tenant)
+
+        return await self._runtime.when_idle(snapshot)
+
+    async def merge_drafts(self, of: Taught, data: bytes) -> None:
+        """See `SharesDrafts.merge_drafts`."""
+        await self._runtime.when_idle(
+            lambda: self._drafters[of.drafter].merge(data, tenant=of.tenant)
+        )
 
     def stats(self) -> EngineStats:
         """See `Engine.stats`."""
@@ -375,7 +394,7 @@ class EmbeddedEngine:
             finished, job.finished = job.finished, []
             if job.wants_deltas:
                 for branch in job.branches:
-                    if (delta := _delta(branch)) is not None:
+                    if (delta := new_delta(branch)) is not None:
                         items.append(delta)
             for branch in finished:
                 if branch.result is not None:
@@ -404,77 +423,6 @@ class EmbeddedEngine:
             age=claim.age,
             priority=claim.priority,
         )
-
-
-def _shelf(info: EngineInfo, directory: Path, option: str) -> Shelf:
-    """The drafters of a model, which start from its own table unless an option names another."""
-    table = Path(option) if option else directory / TABLE_FILE
-    has_table = bool(option) or table.exists()
-    try:
-        return Shelf(
-            info.model_id, info.vocab_size, info.tokenizer_hash, table if has_table else None
-        )
-    except DrafterError as err:
-        raise ModelLoadError(directory, f"engine option draft_table: {err}") from err
-
-
-def _delta(branch: Branch) -> Delta | None:
-    text, count = branch.tracker.take(final=branch.finish is not None)
-    if not text and not count:
-        return None
-    start = branch.delivered_tokens
-    end = branch.delivered_tokens = start + count
-    first = branch.start
-    return Delta(
-        branch.index,
-        tuple(branch.tokens[first + start : first + end]),
-        text,
-        tuple(branch.logps[start:end]),
-        tuple(branch.top_logps[start:end]) if branch.how.logprobs else None,
-    )
-
-
-def _next_tokens(
-    row: torch.Tensor, ids: Sequence[int] | None, mass: float | None, top_k: int | None
-) -> NextTokens:
-    """One row of log-probabilities (V,) cut to what was asked for."""
-    if ids is not None:
-        wanted = tuple(ids)
-        values = row[torch.tensor(wanted, device=row.device)].tolist() if wanted else []
-        distinct = row[torch.tensor(sorted(set(wanted)), device=row.device)] if wanted else row[:0]
-        return NextTokens(wanted, tuple(values), max(0.0, 1.0 - float(distinct.exp().sum())))
-    if mass is not None:
-        return _nucleus(row, mass)
-    found, logps = _likeliest(row, top_k or len(row))
-    return NextTokens(
-        tuple(found.tolist()), tuple(logps.tolist()), max(0.0, 1.0 - float(logps.exp().sum()))
-    )
-
-
-def _nucleus(row: torch.Tensor, mass: float) -> NextTokens:
-    """The likeliest tokens in front of which there is less than `mass`, at least one."""
-    size = _FIRST_LISTED
-    while True:
-        found, tensor = _likeliest(row, size)
-        logps, count, held = tensor.tolist(), 0, 0.0
-        while count < len(logps) and (held < mass or not count):
-            held += math.exp(logps[count])
-            count += 1
-        if held >= mass or size >= len(row):
-            ids = tuple(found[:count].tolist())
-            return NextTokens(ids, tuple(logps[:count]), max(0.0, 1.0 - held))
-        size *= 8
-
-
-def _likeliest(row: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and values of the `count` largest, largest first, ties by id; all that there are."""
-    if count >= len(row) or len(row) <= _SORTED_WHOLE:
-        whole = row.sort(descending=True, stable=True)
-        return whole.indices[:count], whole.values[:count]
-    least = row.topk(count).values[-1]
-    ids = (row >= least).nonzero().squeeze(1)
-    order = row[ids].sort(descending=True, stable=True)
-    return ids[order.indices[:count]], order.values[:count]
 
 
 def open_engine(model_id: str, model: str, options: Mapping[str, Any]) -> EmbeddedEngine:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -33,6 +33,8 @@ from engines.errors import (
     ModelLoadError,
     PromptError,
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Runtime:
                 f"{self.config.vocab_size}",
             )
         device = _device(directory, options.device)
-        compute = compute_thread(device.type)
+        compute = self._compute = compute_thread(device.type)
         self.decoder, self.pool = compute.call(lambda: self._load(directory, device, tensors))
         pages = self.pool.num_pages
         config = self.config
@@ -258,6 +260,10 @@ class Runtime:
         if job.error is not None:
             raise job.error
         return job.results
+
+    async def when_idle(self, function: Callable[[], T]) -> T:
+        """Run `function` on the compute thread once there is nothing else to do."""
+        return await asyncio.wrap_future(self._compute.call_when_idle(function))
 
     def require_ids(self, tokens: Sequence[int]) -> None:
         """Raise PromptError unless all `tokens` are in the vocabulary."""

@@ -106,7 +106,7 @@ class Worker:
         self._context_tokens = context_tokens
         self._finish_branch = finish_branch
         self._planner = Planner(pool.num_pages, pool.page_tokens, decoder.device, decoder.dtype)
-        self._drafting = drafting
+        self.drafting = drafting
         # What others do with the cores is not what a step costs.
         self._clock = time.thread_time if decoder.device.type == "cpu" else time.perf_counter
         self._sampler: Sampler | None = None
@@ -249,7 +249,7 @@ class Worker:
 
     def _decode(self, branches: list[Branch]) -> None:
         has_drafters = any(branch.drafter is not None for branch in branches)
-        trees = self._drafting.propose(branches) if has_drafters else None
+        trees = self.drafting.propose(branches) if has_drafters else None
         started = self._clock()
         rows = len(branches)
         if trees is None:
@@ -258,9 +258,9 @@ class Worker:
             rows, ended = self._verify(branches, trees)
         self.decode_steps += 1
         if has_drafters:
-            self._drafting.budget.took(len(branches), rows, self._clock() - started)
+            self.drafting.budget.took(len(branches), rows, self._clock() - started)
             for branch in ended:
-                self._drafting.ended(branch)
+                self.drafting.ended(branch)
         if ended:
             with self._ledger.lock:
                 for branch in ended:
@@ -324,7 +324,7 @@ class Worker:
                 lesson = step.lessons(number, draw) if draw.top_ids else None
                 emitted = tuple(branch.tokens[before:])
                 results.append(Verified(branch, tree, done.nodes, emitted, lesson))
-        self._drafting.verified(results)
+        self.drafting.verified(results)
         return ended
 
     def _say(self, branch: Branch, done: Walk, logps: Sequence[float]) -> bool:

@@ -106,7 +106,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def eager(directory: Path, **options: object) -> EmbeddedEngine:
     engine = open_engine("tiny", str(directory), {"kv_tokens": 4096, "page_tokens": 8, **options})
-    engine._runtime.worker._drafting.budget = Eager(12)
+    engine._runtime.worker.drafting.budget = Eager(12)
     return engine
 
 

@@ -6,7 +6,7 @@ pytest.importorskip("torch", reason="needs the embedded engine")
 
 import torch
 
-from engines.embedded.engine import _next_tokens
+from engines.embedded.items import next_tokens
 
 
 def rows() -> list[torch.Tensor]:
@@ -25,7 +25,7 @@ def test_a_nucleus_is_that_of_the_sorted_vocabulary(mass: float) -> None:
         shares = order.values.double().exp()
         before = torch.cat((shares.new_zeros(1), shares.cumsum(0)[:-1]))
         count = int((before < mass).sum())
-        found = _next_tokens(row, None, mass, None)
+        found = next_tokens(row, None, mass, None)
         assert list(found.ids) == order.indices[:count].tolist()
         assert list(found.logps) == order.values[:count].tolist()
         assert found.tail_mass == pytest.approx(1 - float(shares[:count].sum()), abs=1e-5)
@@ -35,5 +35,5 @@ def test_a_nucleus_is_that_of_the_sorted_vocabulary(mass: float) -> None:
 def test_the_likeliest_are_the_first_of_the_sorted_vocabulary(count: int) -> None:
     for row in rows():
         order = row.sort(descending=True, stable=True)
-        found = _next_tokens(row, None, None, count)
+        found = next_tokens(row, None, None, count)
         assert list(found.ids) == order.indices[:count].tolist()

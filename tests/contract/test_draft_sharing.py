@@ -1,0 +1,156 @@
+"""Replicas learn each other's drafts through a store, and no tenant another's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.base import Continuation, Sampling
+from engines.drafters.sharing import Taught
+from engines.embedded.engine import EmbeddedEngine, open_engine
+from server.draft_sharing import DraftSharing
+from server.metrics import Metrics
+from server.settings import DraftSettings
+from stores.base import Conflict
+from stores.errors import StoreUnavailable
+from stores.memory import MemoryStore
+from tests.contract.test_embedded_drafting import Eager
+from tests.contract.tiny_llama import write_tiny_llama
+
+HOW = Sampling(max_tokens=48, min_tokens=48, temperature=0.0, drafter="adaptive")
+PROMPT = "the cat sat on the mat"
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny"), context_tokens=256)
+
+
+@pytest.fixture
+async def replicas(directory: Path) -> AsyncIterator[list[EmbeddedEngine]]:
+    engines = [open_engine("tiny", str(directory), {"kv_tokens": 2048}) for _ in range(2)]
+    for engine in engines:
+        engine._runtime.worker.drafting.budget = Eager(12)
+    yield engines
+    for engine in engines:
+        await engine.aclose()
+
+
+async def accepted(engine: EmbeddedEngine, tenant: str) -> int:
+    """How much of the answer was drafted, in a run that has seen nothing of it."""
+    prefix = await engine.open(engine.encode(PROMPT), tenant=tenant)
+    [done] = [c async for c in engine.sample(prefix, HOW) if isinstance(c, Continuation)]
+    prefix.release()
+    done.prefix.release()
+    return done.accepted
+
+
+def sharings(
+    engines: Sequence[EmbeddedEngine], store: MemoryStore
+) -> tuple[list[DraftSharing], Metrics]:
+    metrics = Metrics()
+    made = [DraftSharing({"m": one}, store, DraftSettings(), metrics) for one in engines]
+    return made, metrics
+
+
+async def test_a_replica_drafts_what_another_learnt(replicas: list[EmbeddedEngine]) -> None:
+    first, second = replicas
+    store = MemoryStore()
+    (mine, theirs), _ = sharings(replicas, store)
+    fresh = await accepted(first, "a")
+    learnt = await accepted(first, "a")
+    assert learnt > fresh
+    assert first.taught() == [Taught("adaptive", "a")]
+    await mine.share()
+    assert first.taught() == []
+    # The second replica asks for the lessons of those who were here: one short answer.
+    prefix = await second.open(second.encode("a dog"), tenant="a")
+    short = Sampling(max_tokens=4, drafter="adaptive")
+    async for item in second.sample(prefix, short, seeds=[1]):
+        if isinstance(item, Continuation):
+            item.prefix.release()
+    prefix.release()
+    await theirs.share()
+    assert await accepted(second, "a") > fresh
+
+
+async def test_no_tenant_learns_from_another(replicas: list[EmbeddedEngine]) -> None:
+    first, second = replicas
+    (mine, theirs), _ = sharings(replicas, MemoryStore())
+    fresh = await accepted(first, "a")
+    for _ in range(3):
+        await accepted(first, "a")
+    await mine.share()
+    assert await accepted(second, "b") == fresh
+    await theirs.share()
+    assert await accepted(first, "b") == fresh
+
+
+async def test_what_others_wrote_meanwhile_is_not_lost(replicas: list[EmbeddedEngine]) -> None:
+    store = MemoryStore()
+    (mine, theirs), _ = sharings(replicas, store)
+    for engine in replicas:
+        await accepted(engine, "a")
+    await mine.share()
+    blob = await store.get_blob("drafts/m/adaptive", tenant="a")
+    await theirs.share()
+    later = await store.get_blob("drafts/m/adaptive", tenant="a")
+    assert blob is not None
+    assert later is not None
+    assert later.version > blob.version
+    assert len(later.data) >= len(blob.data) * 0.9
+
+
+async def test_who_comes_second_tries_again(
+    replicas: list[EmbeddedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    (mine, _), _ = sharings(replicas, store)
+    await accepted(replicas[0], "a")
+    put = store.put_blob
+
+    async def overtaken(key: str, data: bytes, **more: Any) -> int | Conflict:
+        await put(key, b"", tenant="a")
+        return await put(key, data, **more)
+
+    monkeypatch.setattr(store, "put_blob", overtaken)
+    await mine.share()
+    blob = await store.get_blob("drafts/m/adaptive", tenant="a")
+    assert blob is not None
+    assert not blob.data
+    monkeypatch.undo()
+    await mine.share()  # nothing was taught since
+    blob = await store.get_blob("drafts/m/adaptive", tenant="a")
+    assert blob is not None
+    assert blob.data
+
+
+async def test_a_store_that_is_gone_costs_the_lessons_only(
+    replicas: list[EmbeddedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    (mine, _), metrics = sharings(replicas, store)
+
+    async def gone(*given: object, **more: object) -> None:
+        raise StoreUnavailable("the store is away")
+
+    monkeypatch.setattr(store, "get_blob", gone)
+    await accepted(replicas[0], "a")
+    await mine.share()
+    assert replicas[0].taught() == [Taught("adaptive", "a")]
+    sample = metrics.registry.get_sample_value
+    assert sample("bough_store_errors_total", {"what": "drafts"}) == 1
+
+
+async def test_lessons_that_cannot_be_read_are_replaced(replicas: list[EmbeddedEngine]) -> None:
+    store = MemoryStore()
+    (mine, _), _ = sharings(replicas, store)
+    await store.put_blob("drafts/m/adaptive", b"of another age", tenant="a")
+    await accepted(replicas[0], "a")
+    await mine.share()
+    blob = await store.get_blob("drafts/m/adaptive", tenant="a")
+    assert blob is not None
+    assert blob.data != b"of another age"
