@@ -312,17 +312,17 @@ def check_job(info: DenoiserInfo, job: DenoiseJob) -> None:
                 f"position {position} is frozen and holds the mask token (id {info.mask_id}), so "
                 "nothing could ever stand there"
             )
+    _check_temperature("temperature", job.temperature)
+    free = len(tokens) - sum(frozen)
+    if free == 0:
+        raise WrongLength("every position is frozen, so there is nothing to reveal")
+    check_kernel(info, job.kernel, free)
     if not 0 <= job.step < job.stop_step <= job.kernel.steps:
         raise DenoiseError(
             "steps",
             f"a job from step {job.step} to {job.stop_step} of {job.kernel.steps} cannot be: "
             "0 <= step < stop_step <= steps",
         )
-    _check_temperature("temperature", job.temperature)
-    free = len(tokens) - sum(frozen)
-    if free == 0:
-        raise WrongLength("every position is frozen, so there is nothing to reveal")
-    check_kernel(info, job.kernel, free)
 
 
 def max_nfe(job: DenoiseJob, mask_id: int) -> int:
