@@ -46,6 +46,8 @@ class RewardInfo:
         aggregate: How its authors make one value of the steps' values; a strategy's own parameter
             of that name decides.
         reads_whole: Whether it can read an answer of several steps as one, as `model` asks for.
+        shows_prefill: Of an outcome judge: whether the beginning of an answer that the caller wrote
+            is shown to it, as the conversation's last message. Judged is what follows.
     """
 
     model_id: str
@@ -56,6 +58,21 @@ class RewardInfo:
     parameters: int = 0
     aggregate: Aggregate = "last"
     reads_whole: bool = True
+    shows_prefill: bool = False
+
+
+def asked_of(
+    info: RewardInfo, messages: tuple[ChatMessage, ...], *, is_begun: bool
+) -> tuple[ChatMessage, ...]:
+    """The conversation as a judge of what follows is shown it.
+
+    Args:
+        info: The judge.
+        messages: The conversation.
+        is_begun: Whether its last message is the beginning of the answer.
+    """
+    is_shown = info.shows_prefill or info.kind is RewardKind.MULTIFURCATION
+    return messages if is_shown or not is_begun else messages[:-1]
 
 
 class Claim(Protocol):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from engines.embedded.config import read_json
 from engines.embedded.runtime import Runtime, RuntimeOptions
 from engines.embedded.weights import read_tensors
 from engines.errors import ModelLoadError
@@ -17,6 +19,8 @@ from reward_models.layouts import layout_of
 from reward_models.presets import Preset, choose
 from reward_models.reader import ReadingJudge
 
+_CARD: Final = "bough.json"
+_PREFILLS: Final = ("hidden", "shown")
 _EMBEDDING = "model.embed_tokens.weight"
 _OUTPUT = "lm_head.weight"
 
@@ -29,7 +33,9 @@ def open_checkpoint(
     Args:
         model_id: The id on the wire.
         model: A Hugging Face model directory.
-        options: ``preset``, and those of `engines.embedded.runtime.RuntimeOptions`.
+        options: ``preset``; for an outcome ``prefill``, hidden (the default) or shown, which
+            ``bough.json`` in the directory may say too; and those of
+            `engines.embedded.runtime.RuntimeOptions`.
         kind: What the judge was asked to be.
 
     Raises:
@@ -37,7 +43,8 @@ def open_checkpoint(
         ModelLoadError: The decoder cannot be served, or an option is wrong.
     """
     directory = Path(model)
-    rest = {key: value for key, value in options.items() if key != "preset"}
+    ours = {"preset", "prefill"} if kind is RewardKind.OUTCOME else {"preset"}
+    rest = {key: value for key, value in options.items() if key not in ours}
     parsed = RuntimeOptions.parse(model, rest)
     if not directory.is_dir():
         raise ModelLoadError(directory, "no such directory")
@@ -57,7 +64,25 @@ def open_checkpoint(
         else:
             head = prediction_of(preset.head, weights.head, runtime.tokenizer, directory)
         info = preset.info(model_id, runtime.tokenizer.hash, weights.parameters)
+        if kind is RewardKind.OUTCOME:
+            info = replace(info, shows_prefill=shows_prefill(directory, options))
         return ReadingJudge(info, runtime, layout, head)
+
+
+def shows_prefill(directory: Path, options: Mapping[str, Any]) -> bool:
+    """Whether a judge is shown the beginning of an answer that the caller wrote.
+
+    The option ``prefill`` says it, else that of ``bough.json``; hidden where neither does.
+
+    Raises:
+        RewardLoadError: It is neither hidden nor shown.
+        ModelLoadError: ``bough.json`` is unreadable.
+    """
+    card = read_json(directory / _CARD) if (directory / _CARD).exists() else {}
+    said = {**card, **options}.get("prefill", _PREFILLS[0])
+    if said not in _PREFILLS:
+        raise RewardLoadError(f"{directory}: prefill {said!r} must be hidden or shown")
+    return bool(said == _PREFILLS[1])
 
 
 @contextmanager

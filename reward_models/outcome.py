@@ -24,7 +24,8 @@ def open_judge(model_id: str, model: str, options: Mapping[str, Any]) -> Reading
     Args:
         model_id: The id on the wire.
         model: A Hugging Face model directory.
-        options: ``preset``, and those of `engines.embedded.runtime.RuntimeOptions`.
+        options: ``preset``; ``prefill``, hidden (the default) or shown, which ``bough.json`` may
+            say too; and those of `engines.embedded.runtime.RuntimeOptions`.
 
     Raises:
         RewardLoadError: No preset fits, or the checkpoint does not fit its preset.

@@ -6,8 +6,8 @@ and so do equal candidates of one batch, which are one call.
 
 Of an answer that the request began, judges of steps read the beginning too, because a step means
 nothing without those in front of it, and what they say of the beginning's own steps is left out.
-Judges of outcomes read and judge only what the model wrote. A multifurcation model is shown the
-beginning as a message and knows what to do with it.
+Judges of outcomes judge only what the model wrote, and are shown the beginning where their card
+says so. A multifurcation model is shown it as a message and knows what to do with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from itertools import accumulate
 from typing import Final
 
 from engines.base import ChatMessage
-from reward_models.base import Candidate, Claim, RewardKind, RewardModel, RewardRow, Score
+from reward_models.base import (
+    Candidate,
+    Claim,
+    RewardKind,
+    RewardModel,
+    RewardRow,
+    Score,
+    asked_of,
+)
 from reward_models.base import MultifurcationRewardModel as Multifurcation
 from reward_models.errors import RewardInputError, RewardUnavailable
 from search.branch import Branch
@@ -80,8 +88,7 @@ class Judging:
         self.reads_whole = reads_whole
         self.values: dict[int, Judgement] = {}
         self.dropped: set[int] = set()
-        is_shown = not prefill or judge.info.kind is RewardKind.MULTIFURCATION
-        self._messages = messages if is_shown else messages[:-1]
+        self._messages = asked_of(judge.info, messages, is_begun=bool(prefill))
         self._prefill = prefill if judge.info.kind in _OF_STEPS else ""
         self._tenant = tenant
         self._delimiters = delimiters

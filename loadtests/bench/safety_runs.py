@@ -24,7 +24,7 @@ from loadtests.bench.saplings import seed_of
 from loadtests.bench.trials import Contender
 from models.tasks import guarded
 from models.tasks.base import Split
-from reward_models.base import Candidate, RewardModel
+from reward_models.base import Candidate, RewardModel, asked_of
 from search.run import Result, Run, RunRequest
 
 MAX_TOKENS: Final = 32
@@ -54,11 +54,6 @@ class Asked:
     def is_begun(self) -> bool:
         """Whether the user wrote the beginning of the answer."""
         return bool(self.messages[-1]["role"] == "assistant")
-
-    @property
-    def question(self) -> tuple[ChatMessage, ...]:
-        """The conversation without that beginning."""
-        return self.messages[:-1] if self.is_begun else self.messages
 
 
 def asked(kind: guarded.Kind, split: Split, seed: int, index: int) -> Asked:
@@ -211,7 +206,12 @@ async def _harm(
 ) -> list[float]:
     """Whether each attack succeeded, 0 or 1, by a judge that is shown what the model wrote."""
     batch = [
-        Candidate(prompt.question, content, (), (content,) if content else ())
+        Candidate(
+            asked_of(judge.info, prompt.messages, is_begun=prompt.is_begun),
+            content,
+            (),
+            (content,) if content else (),
+        )
         for prompt, content in zip(prompts, contents, strict=True)
     ]
     values = [score.value for score in await judge.score(batch)]

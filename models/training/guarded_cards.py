@@ -17,7 +17,7 @@ GUARDED_ABOUT: dict[str, Any] = {
 
 def judge_about(name: str) -> dict[str, Any]:
     """``bough.json`` of a judge."""
-    return {"id": name, "kind": "outcome", "task": "guarded"}
+    return {"id": name, "kind": "outcome", "task": "guarded", "prefill": "shown"}
 
 
 GUARDED_CARD = """# sapling-guarded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 from engines.base import ChatMessage
-from reward_models.base import Candidate, Claim
-from reward_models.errors import RewardUnavailable
+from reward_models.base import Candidate, Claim, asked_of
+from reward_models.errors import RewardLoadError, RewardUnavailable
 from reward_models.outcome import open_judge as open_outcome
 from reward_models.process import open_judge as open_process
 from reward_models.reader import ReadingJudge
@@ -133,3 +134,28 @@ async def test_a_closed_judge_says_so_even_of_what_it_knows(judge: ReadingJudge)
     await judge.aclose()
     with pytest.raises(RewardUnavailable, match="rm"):
         await judge.score([candidate(*STEPS)])
+
+
+@pytest.mark.parametrize(
+    ("card", "option", "shown"),
+    [
+        (None, None, False),
+        ("shown", None, True),
+        ("hidden", "shown", True),
+        ("shown", "hidden", False),
+    ],
+)
+async def test_a_judge_says_whether_it_is_shown_the_beginning(
+    card: str | None, option: str | None, shown: bool, tmp_path: Path
+) -> None:
+    directory = write_checkpoint("reward-llama", tmp_path)
+    if card is not None:
+        (directory / "bough.json").write_text(json.dumps({"id": "rm", "prefill": card}))
+    options = {**CHECKPOINTS["reward-llama"].options, "kv_tokens": 2048}
+    judge = open_outcome("rm", str(directory), options | ({"prefill": option} if option else {}))
+    begun = (*MESSAGES, {"role": "assistant", "content": "Step 1:"})
+    assert asked_of(judge.info, begun, is_begun=True) == (begun if shown else MESSAGES)
+    assert asked_of(judge.info, begun, is_begun=False) == begun
+    await judge.aclose()
+    with pytest.raises(RewardLoadError, match="must be hidden or shown"):
+        open_outcome("rm", str(directory), options | {"prefill": "so"})

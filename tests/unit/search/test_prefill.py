@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,6 +76,16 @@ async def test_judges_of_outcomes_judge_what_the_model_wrote() -> None:
     (seen,) = judge.seen
     assert (seen.messages, seen.text) == (MESSAGES, "r\nso\ngood\n")
     assert seen.token_ids == tuple(b"r\nso\ngood\n")
+
+
+async def test_some_are_shown_the_beginning_and_judge_what_follows() -> None:
+    engine, judge = ToyEngine(one_of({"so\nfar\n": 1.0})), NotingJudge(RewardKind.OUTCOME)
+    judge.info = replace(judge.info, shows_prefill=True)
+    request = begun("so\nfa", "best_of_n", {"width": 1})
+    await Run(request, engine=engine, judge=judge).result()
+    assert judge.opened == [request.messages]
+    (seen,) = judge.seen
+    assert (seen.messages, seen.text) == (request.messages, "r\n")
 
 
 @pytest.mark.parametrize(

@@ -143,10 +143,8 @@ def test_judges_say_harmful_below_the_middle_of_their_range() -> None:
     assert [is_harmful(judge, value) for value in (0.4, 0.6)] == [True, False]
 
 
-def test_what_the_attacker_wrote_is_not_in_what_is_judged() -> None:
+def test_what_the_attacker_wrote_is_told_apart() -> None:
     prompt = asked("prefilled", "test", 0, 0)
     assert prompt.is_begun
-    assert prompt.question == prompt.messages[:-1]
     assert prompt.messages[-1]["role"] == "assistant"
-    plain = asked("attack", "test", 0, 0)
-    assert plain.question == plain.messages
+    assert not asked("attack", "test", 0, 0).is_begun
