@@ -37,12 +37,8 @@ def soft_value(values: Sequence[float], sharpness: float, counts: Sequence[int] 
     top = max(values)
     if math.isinf(sharpness):
         return top
-    weights = counts or (1,) * len(values)
-    masses = (
-        weight * math.exp(sharpness * (value - top))
-        for weight, value in zip(weights, values, strict=True)
-    )
-    return top + math.log(math.fsum(masses) / sum(weights)) / sharpness
+    masses = _masses(values, top, sharpness, counts)
+    return top + math.log(math.fsum(masses) / (sum(counts) or len(values))) / sharpness
 
 
 def shares(values: Sequence[float], sharpness: float, counts: Sequence[int] = ()) -> list[float]:
@@ -51,13 +47,18 @@ def shares(values: Sequence[float], sharpness: float, counts: Sequence[int] = ()
     if math.isinf(sharpness):
         first = values.index(top)
         return [float(at == first) for at in range(len(values))]
-    weights = counts or (1,) * len(values)
-    masses = [
-        weight * math.exp(sharpness * (value - top))
-        for weight, value in zip(weights, values, strict=True)
-    ]
+    masses = _masses(values, top, sharpness, counts)
     total = math.fsum(masses)
     return [mass / total for mass in masses]
+
+
+def _masses(
+    values: Sequence[float], top: float, sharpness: float, counts: Sequence[int]
+) -> list[float]:
+    masses = [math.exp(sharpness * (value - top)) for value in values]
+    if not counts:
+        return masses
+    return [count * mass for count, mass in zip(counts, masses, strict=True)]
 
 
 def capacity(visits: int, growth: float, exponent: float) -> float:
@@ -100,8 +101,8 @@ class Node:
         value: Of a finished text its reward, else what its children come to; 0 without any.
         visits: 1 when it is made, and one more for every rollout through it.
         samples: Draws that led here from its parent.
+        num_drawn: Samples below it, those on their way included.
         inflight: Rollouts under way that passed here.
-        expanding: Of those, the ones that branch off here.
         children: In order of creation.
     """
 
@@ -112,14 +113,9 @@ class Node:
     value: float = 0.0
     visits: int = 1
     samples: int = 1
+    num_drawn: int = 0
     inflight: int = 0
-    expanding: int = 0
     children: list[Node] = field(default_factory=list)
-
-    @property
-    def num_drawn(self) -> int:
-        """Samples below it, those on their way included."""
-        return sum(child.samples for child in self.children) + self.expanding
 
     @property
     def upwards(self) -> Iterator[Node]:
@@ -219,14 +215,14 @@ def depart(path: Sequence[Node]) -> None:
     """Put a rollout that branches off at the path's end in flight."""
     for node in path:
         node.inflight += 1
-    path[-1].expanding += 1
+    path[-1].num_drawn += 1
 
 
 def give_up(path: Sequence[Node]) -> None:
     """Take back a departure: the rollout came to nothing."""
     for node in path:
         node.inflight -= 1
-    path[-1].expanding -= 1
+    path[-1].num_drawn -= 1
 
 
 def revisit(path: Sequence[Node], rules: Rules) -> None:
@@ -298,6 +294,7 @@ def _revalue(node: Node, rules: Rules) -> None:
 
 def _child(parent: Node, state: TokenIds, is_end: bool, rules: Rules) -> Node:
     """A new child; or the one that is equal, with one sample more."""
+    parent.num_drawn += 1
     if rules.merges:
         for child in parent.children:
             if child.state == state:

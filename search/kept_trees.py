@@ -79,6 +79,7 @@ def unpacked(data: bytes) -> Kept | None:
                 samples=samples,
             )
             above.children.append(node)
+            above.num_drawn += samples
             nodes.append(node)
         return Kept(root, whole["nfe"])
     except (zlib.error, ValueError, KeyError, TypeError, IndexError):

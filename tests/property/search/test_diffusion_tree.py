@@ -102,7 +102,8 @@ def test_a_tree_keeps_its_books(
             land(path, states[1:], rng.random() if not merges else sum(states[-1]) / 7, rules)
             landed += 1
     nodes = list(root.nodes)
-    assert all(node.inflight == node.expanding == 0 for node in nodes)
+    assert all(node.inflight == 0 for node in nodes)
+    assert all(node.num_drawn == sum(one.samples for one in node.children) for node in nodes)
     assert sum(node.samples for node in nodes if node.is_end) == landed
     for node in nodes:
         assert node.is_end == (len(node.state) == 3)

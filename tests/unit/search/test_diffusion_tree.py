@@ -243,7 +243,7 @@ def test_flights_are_visits_and_children_until_they_land() -> None:
     give_up(path)
     end = land(path, [(4,), (4, 2)], 0.5, rules)
     assert path_to(end) == [root, root.children[0], end]
-    assert (root.inflight, root.expanding, root.visits, root.value) == (0, 0, 2, 0.5)
+    assert (root.inflight, root.num_drawn, root.visits, root.value) == (0, 1, 2, 0.5)
     assert (root.children[0].visits, end.visits) == (2, 1)
 
 
