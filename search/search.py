@@ -24,6 +24,7 @@ import numpy.typing as npt
 from engines.base import (
     Capability,
     ChatMessage,
+    ChecksSampling,
     Continuation,
     EngineInfo,
     NextTokens,
@@ -411,10 +412,14 @@ class Search(Denoises):
     def _job(
         self, branch: Branch, n: int, how: Sampling | None, last: bool, closed_by: Sequence[str]
     ) -> Job:
+        how = how or self.sampling
+        engine = self._bench.engine
+        if last and isinstance(engine, ChecksSampling):
+            engine.check_sampling(how)  # a refusal must come before the promise
         return Job(
             branch=branch,
             n=n,
-            how=how or self.sampling,
+            how=how,
             budget=self.budget,
             members=self._circles(),
             last=last and (self._may_promise or branch.id in self._members),
