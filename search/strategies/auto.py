@@ -26,9 +26,9 @@ class AutoParams(Params):
     """Parameters of `auto`."""
 
     width: int = Field(
-        default=16, ge=1, le=1024, description="Most answers, or the width of the tree."
+        default=12, ge=1, le=1024, description="Most answers, or the width of the tree."
     )
-    look: int = Field(default=4, ge=1, le=1024, description="Samples of the first look.")
+    look: int = Field(default=2, ge=1, le=1024, description="Samples of the first look.")
     threshold: float = Field(
         default=0.95,
         gt=0.5,
@@ -36,14 +36,14 @@ class AutoParams(Params):
         description="Stop where the leading answer is as sure as this.",
     )
     hard_below: float = Field(
-        default=0.6,
+        default=0.95,
         ge=0,
         le=1,
         description="Grow a tree where it is less sure than this; between the two, draw more "
         "samples.",
     )
     tree: Literal["ets", "rebase", "beam", "none"] = Field(
-        default="ets",
+        default="beam",
         description="The tree for hard questions; it needs a judge of steps and an engine that "
         "continues text. Without them more samples are drawn.",
     )

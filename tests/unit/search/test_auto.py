@@ -27,7 +27,7 @@ def judge_of(value: float, kind: RewardKind = RewardKind.PROCESS) -> ToyJudge:
 
 
 async def test_agreement_stops() -> None:
-    result = await result_of(ToyEngine(EASY), "auto")
+    result = await result_of(ToyEngine(EASY), "auto", {"look": 4})
     assert result.resolved == "auto: stop, 4 of 4 samples agree (96 % sure)"
     assert (result.spent.candidates, result.score) == (4, 1.0)
 
@@ -35,7 +35,7 @@ async def test_agreement_stops() -> None:
 async def test_disagreement_without_a_judge_draws_more() -> None:
     result = await result_of(ToyEngine(HARD), "auto")
     assert result.resolved.startswith("auto: adaptive_consistency, ")
-    assert 4 < result.spent.candidates <= 16
+    assert 2 < result.spent.candidates <= 12
 
 
 @pytest.mark.parametrize("tree", ["ets", "rebase", "beam"])
@@ -48,7 +48,8 @@ async def test_disagreement_with_a_judge_of_steps_grows_a_tree(tree: str) -> Non
 
 
 async def test_a_judge_that_doubts_an_agreement_is_heard() -> None:
-    result = await result_of(ToyEngine(EASY), "auto", {"tree": "none"}, judge=judge_of(0.02))
+    params = {"tree": "none", "look": 4, "width": 16}
+    result = await result_of(ToyEngine(EASY), "auto", params, judge=judge_of(0.02))
     assert result.resolved == (
         "auto: self_consistency, 4 of 4 samples agree, judged 0.02 (38 % sure)"
     )
@@ -98,7 +99,7 @@ async def test_an_option_that_steps_do_not_survive() -> None:
 
     result = await result_of(Whole(HARD), "auto", judge=judge_of(0.1), seed=5)
     assert result.resolved.startswith("auto: adaptive_consistency, ")
-    assert result.resolved.endswith("ets cannot carry boundaries")
+    assert result.resolved.endswith("beam cannot carry boundaries")
 
 
 async def test_texts_that_state_no_answer() -> None:

@@ -133,6 +133,7 @@ async def test_inner_strategies_read_as_the_run_does(
 async def test_auto_hands_it_on() -> None:
     judge = ToyJudge(lambda text: 0.5)
     params = {"width": 6, "look": 2, "hard_below": 1.0, "threshold": 0.99, "aggregate": "model"}
+    params["tree"] = "ets"
     table = one_of({f"1+{n}\n2+{n}\nThe answer is {n}\n": 0.2 for n in range(5)})
     result = await result_of(ToyEngine(table), "auto", params, judge=judge)
     assert result.resolved.startswith("auto: ets")
