@@ -158,7 +158,7 @@ async def grown(
             sharpness,
             merges=params.merge,
         ),
-        Bounds(own, params.iterations or _SPINS * math.ceil(samples), params.target),
+        Bounds(own, params.iterations or _SPINS * max(1, math.ceil(samples)), params.target),
         params.width,
         pick_for,
         params.aggregate,

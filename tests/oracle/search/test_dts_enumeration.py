@@ -66,7 +66,7 @@ def test_e4_after_2000_iterations(merges: bool) -> None:
 
 def test_more_rollouts_come_nearer_to_the_target() -> None:
     """Total variation from p(x) exp(r(x)), on 27 texts, mean of 6 seeds."""
-    reward = {
+    reward: Rewards = {
         (a, b, c): math.sin(9 * a + 5 * b + 2 * c)
         for a in range(3)
         for b in range(3)
