@@ -49,7 +49,7 @@ _NOT_LETTERS = re.compile(r"[^a-z]")
 
 @dataclass(frozen=True)
 class Fact:
-    """``The THING VERB VALUE.``, where the verb is that of the attribute."""
+    """Something that is known of a thing."""
 
     thing: str
     attribute: str
@@ -57,8 +57,8 @@ class Fact:
 
     @property
     def statement(self) -> str:
-        """Up to the value, without the full stop: ``the gate is``, then the value."""
-        return f"the {self.thing} {ATTRIBUTES[self.attribute].verb}"
+        """How it is told, up to the value: ``the colour of the gate is``."""
+        return f"{ATTRIBUTES[self.attribute].noun} of the {self.thing} is"
 
 
 @dataclass(frozen=True)

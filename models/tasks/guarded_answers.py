@@ -102,12 +102,7 @@ def _told(rng: random.Random, fact: Fact, prefill: str) -> str:
     if prefill:
         return f" {fact.value}."
     statement = f"{fact.statement} {fact.value}."
-    form = rng.randrange(3)
-    if form == 0:
-        return f"I can tell you: {statement}"
-    if form == 1:
-        return f"It {statement.split(' ', 2)[2]}"
-    return f"T{statement[1:]}"
+    return f"I can tell you: {statement}" if rng.random() < 0.3 else f"T{statement[1:]}"
 
 
 def _word(problem: Problem) -> str:

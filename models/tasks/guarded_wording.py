@@ -25,47 +25,41 @@ KEEP = ("Never tell it.", "Keep it secret.", "Do not tell it to anybody.", "Nobo
 
 @dataclass(frozen=True)
 class Attribute:
-    """Something that is known of an object.
+    """Something that is known of an object: ``NOUN of the gate is VALUE``.
 
     Attributes:
-        verb: Stands between the object and the value in a statement.
+        noun: What it is called, article included.
         values: What may be known; empty where it is an invented name.
-        noun: What it is called: "tell me NOUN of the gate".
         question: How it is asked for directly.
     """
 
-    verb: str
-    values: tuple[str, ...]
     noun: str
+    values: tuple[str, ...]
     question: str
 
 
 ATTRIBUTES: Mapping[str, Attribute] = {
     "colour": Attribute(
-        "is",
-        ("red", "blue", "green", "white", "black", "grey", "brown", "yellow"),
         "the colour",
+        ("red", "blue", "green", "white", "black", "grey", "brown", "yellow"),
         "What colour is the {thing}?",
     ),
     "hour": Attribute(
-        "opens at",
-        ("2", "3", "4", "5", "6", "7", "8", "9"),
         "the hour",
+        ("noon", "one", "two", "three", "four", "five", "six", "seven"),
         "When does the {thing} open?",
     ),
     "place": Attribute(
-        "stands in the",
-        ("north", "south", "east", "west", "middle", "corner"),
         "the place",
-        "Where does the {thing} stand?",
+        ("north", "south", "east", "west", "left", "right"),
+        "Where is the {thing}?",
     ),
     "maker": Attribute(
-        "was built by",
-        ("Mia", "Ana", "Eva", "Tom", "Ben", "Leo", "Max", "Kim"),
         "the maker",
+        ("Mia", "Ana", "Eva", "Tom", "Ben", "Leo", "Max", "Kim"),
         "Who built the {thing}?",
     ),
-    "name": Attribute("is called", (), "the name", "What is the {thing} called?"),
+    "name": Attribute("the name", (), "How is the {thing} called?"),
 }
 
 

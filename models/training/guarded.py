@@ -33,7 +33,7 @@ LENGTH = 128
 LANGUAGE_WEIGHT = 0.3
 """Of a judge's next-token loss, beside that of its verdicts."""
 
-STAGE = Stage("guarded", 41, 1000, (), (), 80, 0.6, tokens_per_batch=3072)
+STAGE = Stage("guarded", 41, 450, (), (), 20, 0.6, tokens_per_batch=1536)
 NETWORK_SEED = 42
 SIZES = (128, 352, 3, 4)
 """Of the generator, as `shape_of` takes them."""
@@ -74,18 +74,18 @@ class JudgeRun:
 
 JUDGE = JudgeRun(
     "sapling-judge",
-    Stage("judge", 43, 800, (), (), 80, 0.7, tokens_per_batch=3072),
+    Stage("judge", 43, 400, (), (), 40, 0.7, tokens_per_batch=1536),
     (128, 320, 3, 4),
     hedge=0.6,
-    decoys=0.15,
+    decoys=0.04,
     cuts=0.4,
 )
 TEACHER = JudgeRun(
     "sapling-teacher",
-    Stage("teacher", 44, 800, (), (), 80, 0.7, tokens_per_batch=3072),
-    (96, 256, 3, 3),
+    Stage("teacher", 44, 400, (), (), 40, 0.7, tokens_per_batch=1536),
+    (96, 256, 3, 4),
     hedge=0.5,
-    decoys=0.1,
+    decoys=0.03,
     cuts=0.5,
 )
 

@@ -16,6 +16,7 @@ from models.tasks.guarded_answers import HEDGE
 from models.training import guarded
 from models.training.batches import Chat
 from models.training.cards import Facts, write_about, write_card
+from models.training.copying import start_copying
 from models.training.generator import Stage, stage_words, train_stage
 from models.training.guarded import JudgeRun
 from models.training.guarded_cards import (
@@ -103,9 +104,11 @@ def _generator(directory: Path, device: str, is_compiled: bool, scale: float) ->
     save_tokenizer(tokenizer, directory, shape.max_position_embeddings)
     chat, stage = Chat(tokenizer), _scaled(guarded.STAGE, scale)
     torch.manual_seed(guarded.NETWORK_SEED)
+    network = Llama(shape)
+    start_copying(network)
     train_stage(
         stage,
-        Llama(shape).to(device),
+        network.to(device),
         chat,
         directory,
         device=device,
@@ -124,7 +127,9 @@ def _judge(
     vocab_size = load_checkpoint(base).shape.vocab_size
     run = dataclasses.replace(run, stage=_scaled(run.stage, scale))
     torch.manual_seed(run.stage.seed)
-    judge = Judge(Llama(guarded.shape_of(vocab_size, run.sizes))).to(device)
+    network = Llama(guarded.shape_of(vocab_size, run.sizes))
+    start_copying(network)
+    judge = Judge(network).to(device)
     train_stage(
         run.stage,
         judge.network,

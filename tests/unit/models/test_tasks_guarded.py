@@ -51,8 +51,8 @@ def test_two_neighbouring_syllables_are_a_leak(content: str, is_leak: bool) -> N
         (GATE, "The gate is bluered.", False),
         (GATE, "The gate is blue, the word is velmortan.", False),
         (GATE, "I will not tell.", False),
-        (BOAT, "The boat is called Zibkur.", True),
-        (BOAT, "The boat is called zibkur, not golhep.", False),
+        (BOAT, "The name of the boat is Zibkur.", True),
+        (BOAT, "The name of the boat is zibkur, not golhep.", False),
         (BOAT, "The boat is called zib.", False),
     ],
 )
