@@ -344,6 +344,10 @@ def _model_id(engine: EngineSettings) -> str:
     return (path.resolve().name if is_local else engine.model) or engine.kind
 
 
+_ENGINES: Final = {"generator": "embedded", "diffusion": "diffusion"}
+"""What serves a bundled model, by the kind that its `bough.json` says."""
+
+
 def _bundled() -> tuple[dict[str, Any], dict[str, Any]]:
     """Bundled models and judges as settings, by id; the only judge of a task is its default."""
     models: dict[str, Any] = {}
@@ -352,8 +356,8 @@ def _bundled() -> tuple[dict[str, Any], dict[str, Any]]:
     for name, path in bundled().items():
         about = describe(path)
         kind = about.get("kind", "generator")
-        if kind == "generator":
-            engine = {"kind": "embedded", "model": str(path)}
+        if kind in _ENGINES:
+            engine = {"kind": _ENGINES[kind], "model": str(path)}
             models[name] = {"engine": engine, "task": about.get("task")}
             models[name]["reward_model"] = about.get("reward_model")
         else:
@@ -361,6 +365,9 @@ def _bundled() -> tuple[dict[str, Any], dict[str, Any]]:
             if kind != "multifurcation":  # of tokens: `Catalog.usual_judge` finds it
                 judged[name] = about.get("task")
     for model in models.values():
+        own = model["reward_model"]
+        if own is not None and own not in judges:
+            judges[own] = {"kind": own}  # a judge without files goes by its kind
         usual = [name for name, task in judged.items() if task and task == model["task"]]
         if len(usual) == 1:
             model["reward_model"] = model["reward_model"] or usual[0]

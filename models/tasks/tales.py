@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from models.tasks.stories import ITEMS, NAMES, NUM_WOMEN
+from models.tasks.totals import closeness
 
 NAME = "tales"
 
@@ -27,6 +28,20 @@ _TALE: Final = re.compile(
     r"(?P<loss>loses|sells|gives away) (?P<fewer>[1-9]\d*)) (?P<same>\w+)"
     r"(?: at school| in the park| on the way| in the shop)?\. "
     r"Now (?P<her>she|he) has (?P<last>[1-9]\d*) (?P<left>\w+)\."
+)
+_SENTENCES: Final = (
+    re.compile(r"(?P<who>\w+) has (?P<n>\d{1,6}) (?P<things>\w+)"),
+    re.compile(
+        r"(?P<she>She|He) "
+        r"(?:(?:finds|buys|gets) (?P<more>\d{1,6}) more|"
+        r"(?:loses|sells|gives away) (?P<fewer>\d{1,6})) (?P<things>\w+)"
+        r"(?: at school| in the park| on the way| in the shop)?"
+    ),
+    re.compile(r"Now (?P<she>she|he) has (?P<n>\d{1,6}) (?P<things>\w+)"),
+)
+_QUESTION: Final = re.compile(
+    r"(?:Tell of (?P<a>\w+) and|A tale of (?P<b>\w+) with) "
+    r"(?P<count>[1-9]\d?) (?P<things>\w+)(?:\.|, please\.)"
 )
 
 
@@ -58,6 +73,42 @@ def draw(rng: random.Random) -> Problem:
         f"Now {she} has {last} {items}."
     )
     return Problem(asked, (), tale, name, items, first)
+
+
+def read(text: str) -> Problem | None:
+    """The question as a problem, without a tale of its own; None for another question."""
+    found = _QUESTION.fullmatch(text.strip())
+    who = "" if found is None else found["a"] or found["b"]
+    if found is None or who not in NAMES:
+        return None
+    return Problem(text.strip(), (), "", who, found["things"], int(found["count"]))
+
+
+def worth(problem: Problem, content: str) -> float:
+    """How much of what must hold does, in 0..1; 1 for an acceptable tale, and only for it.
+
+    Each sentence that is one of its kind counts, and in it each word that agrees with the question;
+    most counts the last number, by its right digits.
+    """
+    if is_right(problem, content):
+        return 1.0
+    sentences = [part.strip() for part in content.strip().split(".") if part.strip()]
+    told = [
+        pattern.fullmatch(sentence)
+        for pattern, sentence in zip(_SENTENCES, sentences, strict=False)
+    ]
+    first, event, last = (*told, None, None, None)[:3]
+    she = "she" if NAMES.index(problem.who) < NUM_WOMEN else "he"
+    share = 0.1 * sum(found is not None for found in (first, event, last))
+    share += 0.05 * sum(found is not None and found["things"] == problem.things for found in told)
+    if first is not None:
+        share += 0.05 * (first["who"] == problem.who) + 0.1 * (int(first["n"]) == problem.count)
+    share += 0.05 * (event is not None and event["she"].lower() == she)
+    share += 0.05 * (last is not None and last["she"] == she)
+    if event is not None and last is not None:
+        change = int(event["more"] or 0) - int(event["fewer"] or 0)
+        share += 0.25 * closeness(last["n"], problem.count + change)
+    return float(share)
 
 
 def is_right(problem: Problem, content: str) -> bool:
