@@ -31,6 +31,8 @@ from models.evaluate import (
 from models.tasks.base import solution_of
 from models.training.batches import Chat
 from models.training.cards import DECODER, Facts, write_generator, write_process
+from models.training.diffusion import make_diffusion
+from models.training.diffusion_card import write_card as write_diffusion_card
 from models.training.generator import JUDGE_STAGE, STAGES, stage_words, train_stage
 from models.training.guarded_make import make_guarded
 from models.training.measure import TorchGenerate, TorchJudge, load_chat
@@ -41,7 +43,7 @@ from reward_models.training.process import StepHead, fit_head, read_rows, save_h
 
 TOKENIZER_SEED = 0
 NETWORK_SEED = 20
-PARTS = ("generator", "process", "cards", "guarded")
+PARTS = ("generator", "process", "cards", "guarded", "diffusion")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             n=options.n,
             seed=options.seed,
         )
+    if "diffusion" in options.parts:
+        directory = options.out / "sapling_diffusion"
+        make_diffusion(directory, scale)
+        write_diffusion_card(directory, hardware, n=max(1, options.n // 10), seed=options.seed)
     return 0
 
 

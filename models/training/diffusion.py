@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from models.tasks import tales, totals
-from models.tasks.base import AnyProblem, draw_in_split, solution_of
+from models.tasks.base import AnyProblem, Split, draw_in_split, solution_of
 from models.training.batches import Chat
 from models.training.masked import MaskedNetwork, MaskedShape, load_masked, save_masked
 from models.training.tokenizer import EVERYDAY, save_tokenizer, train_tokenizer
@@ -88,8 +88,10 @@ def reply_of(problem: AnyProblem) -> str:
     return problem.answer if isinstance(problem, tales.Problem) else solution_of(problem)
 
 
-def canvases(chat: Chat, stage: DiffusionStage) -> Iterator[tuple[Tensor, int]]:
-    """Batches without end, from the train split only: ids (B, T) and the prompt's length."""
+def canvases(
+    chat: Chat, stage: DiffusionStage, split: Split = "train"
+) -> Iterator[tuple[Tensor, int]]:
+    """Batches without end, from one split only: ids (B, T) and the prompt's length."""
     rng = random.Random(f"diffusion:{stage.seed}")
     waiting: dict[tuple[int, int], list[list[int]]] = defaultdict(list)
     index = 0
@@ -98,7 +100,7 @@ def canvases(chat: Chat, stage: DiffusionStage) -> Iterator[tuple[Tensor, int]]:
         problem: AnyProblem = draw_in_split(
             "diffusion-training",
             cast("Callable[..., AnyProblem]", draw),
-            "train",
+            split,
             stage.seed,
             index,
         )
