@@ -2,8 +2,8 @@
 
 Works with any `reward_models.base.RewardModel`: a beginning is one candidate, many are judged at
 a time, and beginnings that answers share are judged once. What the judge is shown is the text of
-the tokens, as it is in search; tokens that end an answer have none, so their reward is that of the
-whole finished answer.
+the tokens, as it is in search, behind the beginning that a caller wrote where the judge is shown
+one; tokens that end an answer have no text, so their reward is that of the whole finished answer.
 
 Source: Saffron-1, arXiv 2506.06444, section 4.2: rewards are computed once, before the training.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from engines.base import ChatMessage, TokenIds
 from engines.embedded.config import read_config
 from engines.embedded.tokenizer import ChatTokenizer
-from reward_models.base import Candidate, Claim, RewardModel
+from reward_models.base import Candidate, Claim, RewardModel, asked_of
 from reward_models.multifurcation import Dialogue
 from reward_models.multifurcation_files import beginning
 from reward_models.training.errors import TrainingError
@@ -34,7 +34,8 @@ class Answer:
     Attributes:
         conv_id: Its name.
         split: train or validation.
-        messages: What it answers; the last one may be the beginning that a caller wrote.
+        messages: What it answers; one of the assistant at their end is the beginning that a caller
+            wrote.
         token_ids: Its tokens, as they were drawn, the one that ended it included.
     """
 
@@ -116,11 +117,13 @@ async def _judged(
     keys: list[list[tuple[str, str, bool]]] = []
     try:
         for answer, _, kept in waiting:
-            name = json.dumps(answer.messages)
+            is_begun = answer.messages[-1].get("role") == "assistant"
+            shown = asked_of(judge.info, answer.messages, is_begun=is_begun)
+            name = json.dumps(shown)
             if name not in claims:
-                claims[name] = await judge.open(answer.messages)
+                claims[name] = await judge.open(shown)
             keys.append([])
-            for candidate in _beginnings(answer.messages, kept, reader, claims[name]):
+            for candidate in _beginnings(shown, kept, reader, claims[name]):
                 keys[-1].append((name, candidate.text, candidate.is_finished))
                 beginnings.setdefault(keys[-1][-1], candidate)
         scores = await judge.score(list(beginnings.values()))
@@ -163,6 +166,8 @@ def answer_of(line: str, tokenizer: ChatTokenizer, end_id: int) -> Answer:
     try:
         about: Mapping[str, Any] = json.loads(line)
         messages = tuple({str(k): v for k, v in one.items()} for one in about["messages"])
+        if not messages:
+            raise ValueError("it answers no message")
         if "token_ids" in about:
             ids = tuple(int(one) for one in about["token_ids"])
         else:

@@ -44,9 +44,8 @@ class CountingClaim:
 class LengthJudge:
     """Worth a text's letters, ten more when it is finished; with an é in it, nothing."""
 
-    info = RewardInfo("length", RewardKind.OUTCOME)
-
-    def __init__(self) -> None:
+    def __init__(self, shows_prefill: bool = False) -> None:
+        self.info = RewardInfo("length", RewardKind.OUTCOME, shows_prefill=shows_prefill)
         self.num_open = 0
         self.batches: list[list[Candidate]] = []
         self.is_gone = False
@@ -183,12 +182,23 @@ async def test_a_callers_beginning_is_read_as_the_model_will(
     assert read == f"\n\nUser:the cat\n\nAgent:{'on ' if shows else ''}a log"
 
 
+@pytest.mark.parametrize(("shows", "shown"), [(True, BEGUN), (False, ASK)])
+async def test_the_judge_is_shown_a_callers_beginning_only_if_it_says_so(
+    tokenizer: ChatTokenizer, reader: Reader, shows: bool, shown: tuple[ChatMessage, ...]
+) -> None:
+    judge = LengthJudge(shows)
+    await annotated(judge, [Answer("a", "train", BEGUN, tokenizer.encode("a log"))], reader)
+    (batch,) = judge.batches
+    assert all(one.messages == shown for one in batch)
+
+
 def test_answers_come_as_tokens_or_as_text(tokenizer: ChatTokenizer, tmp_path: Path) -> None:
     about = {"conv_id": "x", "messages": list(ASK)}
     tokens = answer_of(json.dumps({**about, "token_ids": [3, 4]}), tokenizer, 0)
     assert tokens == Answer("x", "train", ASK, (3, 4))
     text = answer_of(json.dumps({**about, "content": "on", "split": "validation"}), tokenizer, 0)
     assert text == Answer("x", "validation", ASK, (*tokenizer.encode("on"), 0))
-    for line in ("{", "[]", '{"conv_id": "x"}', '{"conv_id": "x", "messages": [], "token_ids": 3}'):
+    empty = {"conv_id": "x", "messages": [], "token_ids": [3]}
+    for line in ("{", "[]", '{"conv_id": "x"}', json.dumps(empty)):
         with pytest.raises(TrainingError, match="not an answer"):
             answer_of(line, tokenizer, 0)
