@@ -138,7 +138,10 @@ class Batcher:
                 self._forward(chosen)
             except Exception as err:
                 _log.exception("a forward of the denoiser failed")
-                self._fail(EngineError(f"the denoiser failed on this batch: {err}"))
+                failure = EngineError(f"the denoiser failed on this batch: {err}")
+                for call in dict.fromkeys(call for call, _, _ in chosen):
+                    call.fail(failure)
+                    call.is_cancelled = True
         return bool(chosen)
 
     def _chosen(self) -> list[tuple[Call, Walk, Need]]:

@@ -27,12 +27,12 @@ class CountingNetwork:
         self.lengths: list[list[int]] = []
         self.may_go = threading.Event()
         self.may_go.set()
-        self.error: Exception | None = None
+        self.fails_at = 0
 
     def logits(self, ids: Tensor, lengths: Sequence[int], rows: Tensor, spots: Tensor) -> Tensor:
         self.may_go.wait()
-        if self.error is not None:
-            raise self.error
+        if ids.shape[1] == self.fails_at:
+            raise RuntimeError("out of memory")
         self.shapes.append((ids.shape[0], ids.shape[1]))
         self.lengths.append(list(lengths))
         return torch.zeros(len(rows), 4)
@@ -131,13 +131,17 @@ async def test_a_failing_model_fails_those_in_the_batch_and_no_others(
     network: CountingNetwork, caplog: pytest.LogCaptureFixture
 ) -> None:
     batcher = batcher_of(network)
-    network.error = RuntimeError("out of memory")
+    network.fails_at = 20
+    lost = asyncio.ensure_future(batcher.run([job(19), job(4, seed=1)]))
+    kept = asyncio.ensure_future(batcher.run([job(4)]))
     with pytest.raises(EngineError, match="out of memory"):
-        await batcher.run([job()])
+        await lost
     assert "forward" in caplog.text
-    network.error = None
-    [done] = await batcher.run([job()])
+    [done] = await kept
     assert done.nfe == 4
+    network.fails_at = 0
+    [done] = await batcher.run([job(19)])
+    assert done.nfe == 19
     batcher.close()
 
 
