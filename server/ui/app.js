@@ -163,8 +163,9 @@ function showFooter(bubble, bough) {
   const score = bough.score === null ? "" : ` · score ${bough.score.toFixed(3)}`;
   const spent = bough.spent;
   const cached = bough.cached ? " · from cache" : "";
+  const nfe = spent.nfe ? ` · ${spent.nfe} evaluations` : "";
   footer.textContent =
-    `${bough.resolved} · seed ${bough.seed}${score} · ${spent.generated_tokens} tokens · ` +
+    `${bough.resolved} · seed ${bough.seed}${score} · ${spent.generated_tokens} tokens${nfe} · ` +
     `${spent.reward_calls} judgements · ${(spent.wall_ms / 1000).toFixed(2)} s · ${bough.stop_reason}${cached}`;
   bubble.append(footer);
   scrollDown();
@@ -174,7 +175,10 @@ function showFigures(bough) {
   const { states, depth, nodes } = view.counts();
   const parts = Object.entries(states).map(([state, count]) => `${count} ${state}`);
   let text = `${nodes} branches, depth ${depth}${parts.length ? ` (${parts.join(", ")})` : ""}`;
-  if (bough && bough.tree.logical_tokens) {
+  if (bough && bough.spent.nfe) {
+    const { reused_nodes: reused, reused_nfe: nfe } = bough.tree;
+    text += reused ? ` · ${reused} of them, ${nfe} evaluations, from earlier requests` : "";
+  } else if (bough && bough.tree.logical_tokens) {
     const share = (100 * bough.tree.unique_tokens) / bough.tree.logical_tokens;
     text += ` · ${bough.tree.unique_tokens} of ${bough.tree.logical_tokens} KV tokens are unique (${share.toFixed(0)} %)`;
   }
@@ -185,7 +189,9 @@ function showDetail(node) {
   const facts = {
     state: node.parent === null ? "prompt" : node.state,
     score: node.score === null ? "none" : node.score.toFixed(5),
-    tokens: node.tokens,
+    tokens: node.shown === undefined ? node.tokens : null,
+    denoised: node.shown === undefined ? null : `${node.step} of ${node.steps} steps`,
+    from: node.restored ? "an earlier request" : null,
     depth: node.depth,
     finish: node.finish || "open",
     resampled: node.resampled ?? null,
@@ -197,7 +203,7 @@ function showDetail(node) {
   const before = document.createElement("span");
   before.className = "before";
   before.textContent = view.textBefore(node);
-  byId("detail-text").replaceChildren(before, node.text || "");
+  byId("detail-text").replaceChildren(before, node.shown ?? (node.text || ""));
   byId("detail").hidden = false;
 }
 

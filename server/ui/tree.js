@@ -54,8 +54,9 @@ class TreeView {
     }
   }
 
-  /* Text from the root to just before a node. */
+  /* Text from the root to just before a node; a denoising branch shows all of its text itself, masks included. */
   textBefore(node) {
+    if (node.shown !== undefined) return "";
     const parts = [];
     for (let at = this.nodes.get(node.parent); at; at = this.nodes.get(at.parent)) parts.unshift(at.text);
     return parts.join("");
@@ -135,7 +136,8 @@ class TreeView {
     });
     const title = element("title", {});
     const score = node.score === null ? "not scored" : `score ${node.score.toFixed(4)}`;
-    title.textContent = isRoot ? "prompt" : `branch ${node.id} · ${node.state} · ${score} · ${node.tokens} tokens`;
+    const size = node.shown === undefined ? `${node.tokens} tokens` : `step ${node.step} of ${node.steps}: ${node.shown}`;
+    title.textContent = isRoot ? "prompt" : `branch ${node.id} · ${node.state} · ${score} · ${size}`;
     circle.append(title);
     const choose = () => {
       this.selected = node.id;

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -33,6 +34,14 @@ def noisy_settings(**more: Any) -> Settings:
     options = {"margin": 4.0, "max_step_tokens": 8}
     model = {"engine": {"kind": "echo", "options": options}, "reward_model": "constant"}
     return echo_settings(models={"echo": model}, **more)
+
+
+def diffusion_settings(directory: Path) -> Settings:
+    """A diffusion model of short texts beside an echo; equal answers may be cached."""
+    engine = {"kind": "diffusion", "model": str(directory), "options": {"length": 8}}
+    model = {"engine": engine, "reward_model": "verifier"}
+    echo = {"engine": {"kind": "echo"}, "reward_model": "constant"}
+    return echo_settings(models={"tiny": model, "echo": echo}, cache={"responses": True})
 
 
 @asynccontextmanager

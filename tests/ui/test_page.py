@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from server.serve import BackgroundServer
-from tests.api.harness import noisy_settings
+from tests.api.harness import diffusion_settings, noisy_settings
+from tests.diffusion_models import write_tiny
 from tests.ui.browser import CHROMIUM, Page
 
 pytestmark = [
@@ -81,3 +82,26 @@ def test_nothing_comes_from_elsewhere(page: Page) -> None:
         "performance.getEntriesByType('resource').map((one) => new URL(one.name).origin)"
     )
     assert set(origins) == {page.run("location.origin")}
+
+
+def test_a_denoising_tree_shows_its_masks(tmp_path: Path) -> None:
+    directory = write_tiny(tmp_path / "model", "llada")
+    asked = "model=tiny&strategy=dts_star&width=2&q=2%2B2"
+    profile = tmp_path / "profile"
+    with (
+        BackgroundServer(diffusion_settings(directory)) as url,
+        Page(f"{url}/?{asked}", profile) as page,
+    ):
+        page.until("document.querySelector('#question')?.value === '2+2'")
+        for times in (1, 2):
+            page.run("conversation.length = 0, byId('question').value = '2+2'")
+            page.run("byId('send').click()")
+            page.until(f"document.querySelectorAll('footer').length === {times} && !running")
+        assert "evaluations" in texts(page, "#messages footer")[0]
+        assert "from earlier requests" in texts(page, "#figures")[0]
+        begun = "document.querySelector('circle.kept')"
+        page.run(f"{begun}.dispatchEvent(new MouseEvent('click'))")
+        assert "\u2591" in texts(page, "#detail-text")[0]
+        facts = texts(page, "#detail-facts div")
+        assert any("steps" in one for one in facts)
+        assert any("an earlier request" in one for one in facts)
