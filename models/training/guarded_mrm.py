@@ -4,13 +4,18 @@ The generator answers train-split problems many times over, a little hotter than
 that its rarer choices are seen; the teacher, an outcome judge, says what every beginning of every
 answer is worth; adapters on the generator itself learn to say so one token ahead. The judge that
 results are reported with has no part in it.
+
+``python -m models.training.guarded_mrm`` makes it from the bundled generator and teacher; it goes
+on where it was stopped.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import platform
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +27,8 @@ from models.tasks.base import Split
 from models.tasks.guarded import Kind, Problem, drawn, messages_of
 from models.training.batches import Chat
 from models.training.guarded import prompt_of
-from models.training.network import Llama
+from models.training.measure import load_chat
+from models.training.network import Llama, load_checkpoint
 from models.training.rollouts import sample
 from reward_models.multifurcation_files import read_files
 from reward_models.outcome import open_judge
@@ -54,9 +60,9 @@ class MrmRun:
     """
 
     seed: int = 46
-    problems: tuple[tuple[Kind, int], ...] = (("prefilled", 900), ("attack", 200), ("benign", 500))
-    samples: int = 32
-    kept: int = 6
+    problems: tuple[tuple[Kind, int], ...] = (("prefilled", 500), ("attack", 100), ("benign", 250))
+    samples: int = 12
+    kept: int = 5
     temperature: float = 1.3
     max_tokens: int = 40
     shows_prefill: bool = False
@@ -193,5 +199,25 @@ def _words(base: Path, teacher: Path, run: MrmRun) -> Words:
             f"  at temperature {run.temperature:g}, of which up to {run.kept} distinct ones were\n"
             f"  kept, seed {run.seed}: "
         ),
-        hardware=f"{torch.get_num_threads()} threads, {platform.machine()}.",
+        hardware=f"torch {torch.__version__}, {platform.machine()}, CPU.",
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the bundled model; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m models.training.guarded_mrm")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="default: models")
+    parser.add_argument("--prefill", choices=("hidden", "shown"), default="hidden")
+    options = parser.parse_args(arguments)
+    at: Path = options.models
+    base, teacher = at / "sapling_guarded", at / "sapling_teacher"
+    run = MrmRun(shows_prefill=options.prefill == "shown")
+    work = at / ".work" / f"mrm-{options.prefill}"
+    network, chat = load_checkpoint(base), load_chat(base)
+    measured = make_multifurcation(network, chat, base, teacher, at / "sapling_mrm", work, run)
+    print(f"mse {measured.mse:.3f}, within 1 {measured.within_one:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
