@@ -1,104 +1,95 @@
-"""The drafter to use: suffixes, trigrams and bigrams in one estimate, grown best-first.
+"""The drafter to use: everything known about a context in one estimate, grown best-first.
 
-What follows a context is estimated from the shortest to the longest thing known about it: the row
-of its last token, the row of its last two (both blended from the verified distributions, rejected
-nodes included), then the strings that ended like it, among the tenant's outputs and in the run
-itself. Each level gives way to the next in the manner of PPM: with n sightings of d different
-successors, P = (counts + d * P_shorter) / (n + d). The tree is the best of its size under that.
+Voices estimate what follows, from the most specific to the least: what came after the same last 8
+to 2 tokens the last time in this run; counts by the tenant's last 3 to 1 tokens; the model's own
+distribution when it last stood after those, on rejected nodes too. Each gets a share of the
+probability and leaves the rest to the next; shares are learnt by tenant from every token that
+comes (`contexts.Trust`). The tree is the best of its size under that.
 
-Source: the corrected algorithm for Liu et al. 2024 (arXiv 2407.12021).
-Differs: best-first instead of MCTS; the blending above instead of a plain back-off; rows per tenant
-on a frozen base; a row sums to at most 1, and what is missing is mass of tokens not listed.
+Source: the corrected algorithm for Liu et al. 2024 (arXiv 2407.12021); overwriting by verified
+distributions as in Token Recycling (arXiv 2408.08696), for longer contexts too.
+Differs: best-first instead of MCTS; a learnt mixture instead of a plain back-off; rows per tenant
+on a frozen base. No text is matched again at a step: a context is a key of a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from engines.drafters.base import EMPTY, DrafterStats, NodeTops, Shape, TokenTree
+from engines.base import TokenIds
+from engines.drafters.base import EMPTY, DrafterStats, Shape, TokenTree
+from engines.drafters.contexts import FULLNESS, Contexts, Trust, Voice
 from engines.drafters.grow import grow
+from engines.drafters.lessons import Learner, Lesson
 from engines.drafters.opening import build, pack, unpack
-from engines.drafters.rows import Frozen, Rows, pair, single
+from engines.drafters.rows import Frozen
 from engines.drafters.runs import Recent
-from engines.drafters.trie import Generations, Node, SuffixTrie
 
 _KIND: Final = "adaptive"
-_SHARED_NODES: Final = 50_000  # in a snapshot
-_LONGEST: Final = 4  # of the matching suffixes, how many are asked
-_TRIGRAM_SHARE: Final = 0.75
-
-
-@dataclass(frozen=True)
-class _State:
-    """A place in the tree being grown: its last two tokens, and the suffixes that match there."""
-
-    before: int | None
-    last: int
-    tries: tuple[SuffixTrie, ...]
-    nodes: tuple[list[Node], ...]
+_SHARED_ROWS: Final = 20_000  # in a snapshot
+_LENGTHS: Final = (8, 6, 4, 3, 2)
+"""Of contexts whose last successor in the run is kept, longest first."""
+_COUNTED: Final = (3, 2, 1)
+"""Of contexts with rows, longest first."""
+_REACH: Final = max(_LENGTHS)
+_FIRST: Final = (
+    *(0.95, 0.9, 0.8, 0.7, 0.6),
+    *(0.3 for _ in _COUNTED for _ in range(FULLNESS)),
+    *(0.3, 0.3, 0.5),
+)
+"""Shares of the voices before anything was learnt: the run's, counts by fullness, verified."""
+_FIRST_COUNTS: Final = len(_LENGTHS)
+_FIRST_VERIFIED: Final = _FIRST_COUNTS + len(_COUNTED) * FULLNESS
 
 
 class _Tenant:
-    def __init__(self, rows: Rows, outputs: Generations) -> None:
+    def __init__(self, rows: Contexts) -> None:
         self.rows = rows
-        self.outputs = outputs
+        self.trust = Trust(_FIRST)
 
 
-class Adaptive:
+class Adaptive(Learner):
     """Learns from accepted tokens, and from verified distributions where the engine has them.
 
     Args:
-        depth: The longest suffix looked at, tokens.
         row_cap: Successors kept in a row.
-        step: Weight that an accepted token adds to its rows where no distribution is known.
-        rate: Share of a verified distribution in its blended row.
         min_prob: Paths less likely than this are not drafted.
         max_depth: The longest path drafted, tokens.
         max_rows: Rows learnt per tenant.
         max_tenants: Tenants remembered.
-        max_tenant_nodes: Suffix nodes per tenant.
         max_runs: Runs remembered.
-        max_run_nodes: Suffix nodes per run.
+        max_run_contexts: Contexts remembered per run.
         base: A frozen table under every tenant's rows.
     """
 
     shape: Shape = "tree"
+    reach: int | None = _REACH
     num_tops = 8
 
     def __init__(
         self,
-        depth: int = 12,
         row_cap: int = 12,
-        step: float = 0.2,
-        rate: float = 0.5,
-        min_prob: float = 0.01,
+        min_prob: float = 0.005,
         max_depth: int = 24,
-        max_rows: int = 65_536,
-        max_tenants: int = 32,
-        max_tenant_nodes: int = 200_000,
+        max_rows: int = 200_000,
+        max_tenants: int = 16,
         max_runs: int = 64,
-        max_run_nodes: int = 100_000,
+        max_run_contexts: int = 100_000,
         base: Frozen | None = None,
     ) -> None:
-        self.reach: int | None = max(depth, 2)
-        self._branch = row_cap
-        self._step, self._rate = step, min(rate, 1.0)
         self._min_prob, self._max_depth = min_prob, max_depth
-        self._max_entries = max_tenants * (max_rows + max_tenant_nodes) + max_runs * max_run_nodes
-        self._runs: Recent[tuple[str, str], SuffixTrie] = Recent(
-            max_runs, lambda: SuffixTrie(depth, max_run_nodes)
-        )
+        self._max_run_contexts = max_run_contexts
+        self._max_entries = max_tenants * max_rows + max_runs * max_run_contexts
+        self._runs: Recent[tuple[str, str], dict[TokenIds, int]] = Recent(max_runs, dict)
         self._tenants: Recent[str, _Tenant] = Recent(
-            max_tenants,
-            lambda: _Tenant(Rows(max_rows, row_cap, base), Generations(depth, max_tenant_nodes)),
+            max_tenants, lambda: _Tenant(Contexts(max_rows, row_cap, base))
         )
 
     def begin(self, run: str, prompt: Sequence[int], *, tenant: str) -> None:
         """Learn the prompt, for this run only."""
         self._runs.drop((tenant, run))
-        self._runs[tenant, run].learn((), prompt)
+        self._remember(self._runs[tenant, run], (), tuple(prompt))
 
     def propose(
         self, context: Sequence[int], budget_nodes: int, *, run: str, tenant: str
@@ -106,117 +97,98 @@ class Adaptive:
         """The best tree of this size under what was learnt."""
         if not context or budget_nodes < 1:
             return EMPTY
-        owner = self._tenants[tenant]
-        local = self._runs.peek((tenant, run))
-        tries = (owner.outputs.old, owner.outputs.young, *((local,) if local else ()))
-        start = _State(
-            context[-2] if len(context) > 1 else None,
-            context[-1],
-            tries,
-            tuple(trie.match(context) for trie in tries),
-        )
+        own = self._tenants[tenant]
+        local = self._runs.peek((tenant, run)) or {}
+        mix, rows, enough = own.trust.mix, own.rows, 2.0 * self._min_prob
+
+        def successors(tail: TokenIds) -> Iterable[tuple[int, float]]:
+            return mix(_voices(rows, local, tail), enough).items()
+
         return grow(
-            start,
-            lambda state: self._successors(owner.rows, state),
+            tuple(context[-_REACH:]),
+            successors,
             _advance,
             budget_nodes=budget_nodes,
             min_prob=self._min_prob,
             max_depth=self._max_depth,
         )
 
-    def _successors(self, rows: Rows, state: _State) -> list[tuple[int, float]]:
-        probs = _shares(rows.get(single(state.last)))
-        trigram = rows.get(pair(state.before, state.last)) if state.before is not None else None
-        if trigram:
-            mixed = {token: (1.0 - _TRIGRAM_SHARE) * prob for token, prob in probs.items()}
-            for token, prob in _shares(trigram).items():
-                mixed[token] = mixed.get(token, 0.0) + _TRIGRAM_SHARE * prob
-            probs = mixed if probs else _shares(trigram)
-        for nodes in state.nodes:
-            # The text's own end is in the trie too, and nothing followed it yet.
-            followed = [node for node in nodes[1:] if node.children]
-            for node in followed[-_LONGEST:]:
-                probs = _blend(probs, node)
-        return sorted(probs.items(), key=lambda item: (-item[1], item[0]))[: self._branch]
+    def learn(self, lesson: Lesson) -> None:
+        """Count the new tokens, and keep each verified distribution for its node's context."""
+        own, local = self._tenants[lesson.tenant], self._runs[lesson.tenant, lesson.run]
+        rows = own.rows
+        before = tail = tuple(lesson.context[-_REACH:])
+        for token in lesson.emitted:
+            size = len(tail)
+            if size:
+                own.trust.learn(_voices(rows, local, tail), token)
+            for length in _COUNTED:
+                if length <= size:
+                    rows.add(tail[size - length :], token)
+            tail = _advance(tail, token)
+        self._remember(local, before, tuple(lesson.emitted))
+        if lesson.tops is None or not before:
+            return
+        tails = [before]
+        for token, parent in zip(lesson.tree.tokens, lesson.tree.parents, strict=True):
+            tails.append(_advance(tails[parent + 1], token))
+        for tail, ids, probs in zip(tails, lesson.tops.ids, lesson.tops.probs, strict=True):
+            rows.verify(tail, _COUNTED, dict(zip(ids, probs, strict=True)))
 
-    def observe(
-        self,
-        tree: TokenTree,
-        emitted: Sequence[int],
-        context: Sequence[int],
-        tops: NodeTops | None = None,
-        *,
-        run: str,
-        tenant: str,
-    ) -> None:
-        """Count the new tokens; blend each verified distribution into the rows of its node."""
-        owner = self._tenants[tenant]
-        self._runs[tenant, run].learn(context, emitted)
-        owner.outputs.learn(context, emitted)
-        if not context:
+    def _remember(self, local: dict[TokenIds, int], before: TokenIds, text: TokenIds) -> None:
+        """What follows each context in the run now; a full run learns nothing more."""
+        if len(local) + len(_LENGTHS) * len(text) > self._max_run_contexts:
             return
-        if tops is None:
-            text = (*context[-2:], *emitted)
-            for at in range(len(text) - len(emitted), len(text)):
-                owner.rows.add(single(text[at - 1]), text[at], self._step)
-                if at > 1:
-                    owner.rows.add(pair(text[at - 2], text[at - 1]), text[at], self._step)
-            return
-        before = context[-2] if len(context) > 1 else None
-        places = [(before, context[-1])]
-        for token, parent in zip(tree.tokens, tree.parents, strict=True):
-            places.append((places[parent + 1][1], token))
-        for (above, token), ids, probs in zip(places, tops.ids, tops.probs, strict=True):
-            owner.rows.blend(single(token), ids, probs, self._rate)
-            if above is not None:
-                owner.rows.blend(pair(above, token), ids, probs, self._rate)
+        whole = before + text
+        for at in range(max(_LENGTHS[-1], len(before)), len(whole)):
+            token = whole[at]
+            for length in _LENGTHS:
+                if length <= at:
+                    local[whole[at - length : at]] = token
 
     def forget(self, run: str, *, tenant: str) -> None:
-        """Drop the run's suffixes; what its tenant learnt stays."""
+        """Drop the run's contexts; what its tenant learnt stays."""
         self._runs.drop((tenant, run))
 
     def snapshot(self, *, tenant: str) -> bytes:
-        """The tenant's rows and outputs."""
-        owner = self._tenants[tenant]
-        nodes = owner.outputs.dump(_SHARED_NODES)
-        return pack(_KIND, {"rows": owner.rows.dump(), "nodes": nodes})
+        """The tenant's rows and how far they are trusted."""
+        own = self._tenants[tenant]
+        return pack(_KIND, {"rows": own.rows.dump(_SHARED_ROWS), "trust": own.trust.dump()})
 
     def merge(self, data: bytes, *, tenant: str) -> None:
-        """Add another replica's rows and counts."""
-        found = unpack(_KIND, data, "rows", "nodes")
-        owner = self._tenants[tenant]
-        owner.rows.load(found["rows"])
-        owner.outputs.load(found["nodes"])
+        """Add another replica's rows, and its trust where that rests on more."""
+        found = unpack(_KIND, data, "rows", "trust")
+        own = self._tenants[tenant]
+        own.rows.load(found["rows"])
+        own.trust.load(found["trust"])
 
     def stats(self) -> DrafterStats:
-        """Rows and nodes of everybody."""
-        entries = sum(trie.num_nodes for trie in self._runs.values())
-        for owner in self._tenants.values():
-            entries += len(owner.rows) + owner.outputs.num_nodes
+        """Rows and contexts of everybody."""
+        entries = sum(len(local) for local in self._runs.values())
+        entries += sum(len(own.rows) for own in self._tenants.values())
         return DrafterStats(len(self._runs), len(self._tenants), entries, self._max_entries)
 
 
-def _advance(state: _State, token: int) -> _State:
-    nodes = tuple(t.advance(n, token) for t, n in zip(state.tries, state.nodes, strict=True))
-    return _State(state.last, token, state.tries, nodes)
+def _advance(tail: TokenIds, token: int) -> TokenIds:
+    return (*tail, token)[-_REACH:]
 
 
-def _shares(row: Mapping[int, float] | None) -> dict[int, float]:
-    """Weights as probabilities; a sum below 1 leaves room for what is not listed."""
-    if not row:
-        return {}
-    total = max(1.0, sum(row.values()))
-    return {token: weight / total for token, weight in row.items()}
-
-
-def _blend(probs: Mapping[int, float], node: Node) -> dict[int, float]:
-    """One level of PPM: this string's counts, the shorter ones' estimate for the rest."""
-    distinct = len(node.children)
-    scale = 1.0 / (node.total + distinct)
-    mixed = {token: distinct * scale * prob for token, prob in probs.items()}
-    for token, child in node.children.items():
-        mixed[token] = mixed.get(token, 0.0) + scale * child.count
-    return mixed
+def _voices(rows: Contexts, local: Mapping[TokenIds, int], tail: TokenIds) -> list[Voice]:
+    """Estimates of what follows `tail`, the most specific first."""
+    size = len(tail)
+    found: list[Voice] = []
+    for number, length in enumerate(_LENGTHS):
+        if length <= size and (token := local.get(tail[size - length :])) is not None:
+            found.append((number, {token: 1.0}, 1.0))
+            break
+    for number, length in enumerate(_COUNTED):
+        if length <= size and (row := rows.get(tail[size - length :])) is not None:
+            if row.weights:
+                voice = _FIRST_COUNTS + number * FULLNESS + row.kind
+                found.append((voice, row.weights, row.scale))
+            if row.verified:
+                found.append((_FIRST_VERIFIED + number, row.verified, 1.0))
+    return found
 
 
 def open_drafter(vocab_size: int, options: Mapping[str, Any]) -> Adaptive:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from heapq import heappop, heappush
+from heapq import heappop, heappush, heapreplace
 from typing import TypeVar
 
 from engines.drafters.base import ROOT, TokenTree
@@ -24,7 +24,8 @@ def grow(
     """The `budget_nodes` likeliest nodes, likeliest first.
 
     No tree of this size has a larger sum of path probabilities, the expected number of accepted
-    tokens under the model. Siblings go by falling probability then id, ties by insertion.
+    tokens under the model. Siblings go by falling probability then id, ties by insertion. A state
+    is only made, and asked, where one of its successors may be among the best.
 
     Args:
         start: The model's state at the root.
@@ -37,23 +38,39 @@ def grow(
     tokens: list[int] = []
     parents: list[int] = []
     logps: list[float] = []
+    if budget_nodes < 1:
+        return TokenTree()
     heap: list[tuple[float, int, int, int, int, S]] = []
+    best: list[float] = []  # of the paths seen so far, the budget's number of likeliest
     pushed = 0
-    state, node, prob, depth = start, ROOT, 1.0, 0
-    while len(tokens) < budget_nodes:
-        if depth < max_depth:
-            for token, share in sorted(successors(state), key=lambda item: (-item[1], item[0])):
-                if share <= 0.0 or prob * share < min_prob:
+    state, token, node, prob, depth = start, ROOT, ROOT, 1.0, 0
+    while True:
+        if depth < max_depth and (len(best) < budget_nodes or prob > best[0]):
+            if node != ROOT:
+                state = advance(state, token)
+            found = [
+                (-prob * min(share, 1.0), following)
+                for following, share in successors(state)
+                if share > 0.0 and prob * share >= min_prob
+            ]
+            found.sort()
+            for negative, following in found:
+                if len(best) < budget_nodes:
+                    heappush(best, -negative)
+                elif -negative > best[0]:
+                    heapreplace(best, -negative)
+                else:
                     break
-                heappush(heap, (-prob * min(share, 1.0), pushed, node, token, depth + 1, state))
+                heappush(heap, (negative, pushed, node, following, depth + 1, state))
                 pushed += 1
         if not heap:
             break
-        negative, _, parent, token, depth, above = heappop(heap)
+        negative, _, parent, token, depth, state = heappop(heap)
         prob = -negative
         node = len(tokens)
         tokens.append(token)
         parents.append(parent)
         logps.append(math.log(prob) if prob > 0.0 else -math.inf)
-        state = advance(above, token)
+        if len(tokens) == budget_nodes:
+            break
     return TokenTree(tuple(tokens), tuple(parents), tuple(logps))

@@ -11,13 +11,14 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from engines.drafters.base import EMPTY, DrafterStats, NodeTops, Shape, TokenTree, chain
+from engines.drafters.base import EMPTY, DrafterStats, Shape, TokenTree, chain
+from engines.drafters.lessons import Learner
 from engines.drafters.opening import build, pack, unpack
 
 _KIND: Final = "ngram"
 
 
-class Ngram:
+class Ngram(Learner):
     """Copies after the longest repeated n-gram of `min_match` to `max_match` tokens."""
 
     shape: Shape = "chain"
@@ -26,9 +27,6 @@ class Ngram:
 
     def __init__(self, min_match: int = 2, max_match: int = 5) -> None:
         self._lengths = range(max_match, min_match - 1, -1)
-
-    def begin(self, run: str, prompt: Sequence[int], *, tenant: str) -> None:
-        """Nothing to do."""
 
     def propose(
         self, context: Sequence[int], budget_nodes: int, *, run: str, tenant: str
@@ -41,21 +39,6 @@ class Ngram:
                 copied = text[at + length : at + length + budget_nodes].tolist()
                 return chain(copied, (0.0,) * len(copied))
         return EMPTY
-
-    def observe(
-        self,
-        tree: TokenTree,
-        emitted: Sequence[int],
-        context: Sequence[int],
-        tops: NodeTops | None = None,
-        *,
-        run: str,
-        tenant: str,
-    ) -> None:
-        """Nothing to learn."""
-
-    def forget(self, run: str, *, tenant: str) -> None:
-        """Nothing to forget."""
 
     def snapshot(self, *, tenant: str) -> bytes:
         """Nothing, packed."""

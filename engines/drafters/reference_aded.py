@@ -15,7 +15,8 @@ from random import Random
 from typing import Any, Final
 
 from engines.base import TokenIds
-from engines.drafters.base import EMPTY, ROOT, DrafterStats, NodeTops, Shape, TokenTree
+from engines.drafters.base import EMPTY, ROOT, DrafterStats, Shape, TokenTree
+from engines.drafters.lessons import Learner, Lesson
 from engines.drafters.mcts import Pair, Row, cut, drafted_paths
 from engines.drafters.opening import build, pack, unpack
 from engines.drafters.rows import Frozen, Rows, pair
@@ -30,7 +31,7 @@ _ROW_CAP: Final = 4096
 _GUESS: Final = 100
 
 
-class ReferenceAded:
+class ReferenceAded(Learner):
     """The published table and search, one table per tenant."""
 
     shape: Shape = "tree"
@@ -52,7 +53,7 @@ class ReferenceAded:
 
     def begin(self, run: str, prompt: Sequence[int], *, tenant: str) -> None:
         """The prompt's last tokens enter the table, as before the published first draft."""
-        self._learn(prompt, tenant)
+        self._enter(prompt, tenant)
 
     def propose(
         self, context: Sequence[int], budget_nodes: int, *, run: str, tenant: str
@@ -71,27 +72,15 @@ class ReferenceAded:
             paths = cut(drafted_paths(root, row, Random(pair(*root))), CHOICES)
         return _merge(paths or [(self._guess,)], context, row, min(budget_nodes, CHOICES))
 
-    def observe(
-        self,
-        tree: TokenTree,
-        emitted: Sequence[int],
-        context: Sequence[int],
-        tops: NodeTops | None = None,
-        *,
-        run: str,
-        tenant: str,
-    ) -> None:
+    def learn(self, lesson: Lesson) -> None:
         """The update that the published code makes before its next draft."""
-        self._learn((*context[-WINDOW:], *emitted), tenant)
+        self._enter((*lesson.context[-WINDOW:], *lesson.emitted), lesson.tenant)
 
-    def _learn(self, text: Sequence[int], tenant: str) -> None:
+    def _enter(self, text: Sequence[int], tenant: str) -> None:
         rows = self._tenants[tenant]
         last = text[max(0, len(text) - WINDOW) :]
         for first, second, third in zip(last, last[1:], last[2:], strict=False):
             rows.add(pair(first, second), third, STEP, CAP)
-
-    def forget(self, run: str, *, tenant: str) -> None:
-        """Nothing is kept by run."""
 
     def snapshot(self, *, tenant: str) -> bytes:
         """The tenant's rows."""

@@ -57,20 +57,6 @@ class Rows:
         row[token] = min(most, row.get(token, 0.0) + amount)
         self._cap(row, token)
 
-    def blend(self, key: int, ids: Sequence[int], probs: Sequence[float], rate: float) -> None:
-        """row = (1 - rate) * row + rate * probs, the row being normalised first."""
-        row = self._own(key)
-        scale = (1.0 - rate) / (sum(row.values()) or 1.0)
-        for token in row:
-            row[token] *= scale
-        for token, prob in zip(ids, probs, strict=True):
-            row[token] = row.get(token, 0.0) + rate * prob
-        if len(row) > self.row_cap:
-            kept = sorted(row, key=lambda token: -row[token])[: self.row_cap]
-            weights = {token: row[token] for token in kept}
-            row.clear()
-            row.update(weights)
-
     def put(self, key: int, row: Mapping[int, float]) -> None:
         """Replace a row; only its largest weights are kept."""
         kept = sorted(row.items(), key=lambda item: -item[1])[: self.row_cap]

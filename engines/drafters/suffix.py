@@ -12,7 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from engines.drafters.base import EMPTY, DrafterStats, NodeTops, Shape, TokenTree, chain
+from engines.drafters.base import EMPTY, DrafterStats, Shape, TokenTree, chain
+from engines.drafters.lessons import Learner, Lesson
 from engines.drafters.opening import build, pack, unpack
 from engines.drafters.runs import Recent
 from engines.drafters.trie import Generations, Node, SuffixTrie
@@ -21,7 +22,7 @@ _KIND: Final = "suffix"
 _SHARED_NODES: Final = 50_000  # in a snapshot
 
 
-class Suffix:
+class Suffix(Learner):
     """A trie per run (prompt and output) and one of outputs per tenant."""
 
     shape: Shape = "chain"
@@ -88,19 +89,10 @@ class Suffix:
             node = child
         return tokens, probs
 
-    def observe(
-        self,
-        tree: TokenTree,
-        emitted: Sequence[int],
-        context: Sequence[int],
-        tops: NodeTops | None = None,
-        *,
-        run: str,
-        tenant: str,
-    ) -> None:
+    def learn(self, lesson: Lesson) -> None:
         """Count the new tokens, in the run and for the tenant."""
-        self._runs[tenant, run].learn(context, emitted)
-        self._tenants[tenant].learn(context, emitted)
+        self._runs[lesson.tenant, lesson.run].learn(lesson.context, lesson.emitted)
+        self._tenants[lesson.tenant].learn(lesson.context, lesson.emitted)
 
     def forget(self, run: str, *, tenant: str) -> None:
         """Drop the run's trie."""

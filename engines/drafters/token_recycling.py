@@ -13,7 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from engines.drafters.base import ROOT, DrafterStats, NodeTops, Shape, TokenTree
+from engines.drafters.base import ROOT, DrafterStats, Shape, TokenTree
+from engines.drafters.lessons import Learner, Lesson
 from engines.drafters.opening import build, pack, unpack
 from engines.drafters.rows import Rows, single
 from engines.drafters.runs import Recent
@@ -40,7 +41,7 @@ def _template() -> tuple[str, ...]:
 TEMPLATE: Final = _template()
 
 
-class TokenRecycling:
+class TokenRecycling(Learner):
     """One row of eight likely successors per token."""
 
     shape: Shape = "tree"
@@ -50,9 +51,6 @@ class TokenRecycling:
     def __init__(self, max_rows: int = 65_536, max_tenants: int = 64) -> None:
         self._max_entries = max_rows * max_tenants
         self._tenants: Recent[str, Rows] = Recent(max_tenants, lambda: Rows(max_rows, _TOPS))
-
-    def begin(self, run: str, prompt: Sequence[int], *, tenant: str) -> None:
-        """Nothing: a prompt has no alternatives to learn."""
 
     def propose(
         self, context: Sequence[int], budget_nodes: int, *, run: str, tenant: str
@@ -84,27 +82,15 @@ class TokenRecycling:
             logps.append(above + math.log(min(1.0, max(row[token], 1e-9))))
         return TokenTree(tuple(tokens), tuple(parents), tuple(logps))
 
-    def observe(
-        self,
-        tree: TokenTree,
-        emitted: Sequence[int],
-        context: Sequence[int],
-        tops: NodeTops | None = None,
-        *,
-        run: str,
-        tenant: str,
-    ) -> None:
+    def learn(self, lesson: Lesson) -> None:
         """Overwrite the rows of the root and of every node; without `tops` learn nothing."""
-        if tops is None or not context:
+        tops = lesson.tops
+        if tops is None or not lesson.context:
             return
-        rows = self._tenants[tenant]
-        for token, ids, probs in zip(
-            (context[-1], *tree.tokens), tops.ids, tops.probs, strict=True
-        ):
+        rows = self._tenants[lesson.tenant]
+        nodes = (lesson.context[-1], *lesson.tree.tokens)
+        for token, ids, probs in zip(nodes, tops.ids, tops.probs, strict=True):
             rows.put(single(token), dict(zip(ids, probs, strict=True)))
-
-    def forget(self, run: str, *, tenant: str) -> None:
-        """Nothing is kept by run."""
 
     def snapshot(self, *, tenant: str) -> bytes:
         """The tenant's rows."""

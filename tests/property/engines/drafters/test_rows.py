@@ -24,18 +24,15 @@ class Base:
 
 
 @settings(max_examples=150, deadline=None)
-@given(writes, st.integers(1, 4), st.integers(1, 3), st.booleans())
+@given(writes, st.integers(1, 4), st.integers(1, 3))
 def test_rows_are_bounded_and_the_least_recently_written_goes(
-    done: list[tuple[int, int, float]], max_rows: int, row_cap: int, blends: bool
+    done: list[tuple[int, int, float]], max_rows: int, row_cap: int
 ) -> None:
     base = Base()
     rows, order = Rows(max_rows, row_cap, base), []
     for key, token, amount in done:
-        if blends:
-            rows.blend(key, (token, token + 1), (amount / 2, amount / 4), 0.5)
-        else:
-            rows.add(key, token, amount)
-            assert token in (rows.get(key) or {})
+        rows.add(key, token, amount)
+        assert token in (rows.get(key) or {})
         order = [*(k for k in order if k != key), key][-max_rows:]
         assert [key for key, _ in rows.items()] == order
         assert all(len(row) <= row_cap for _, row in rows.items())
