@@ -107,6 +107,27 @@ async def streaming_changes_nothing(subject: Subject) -> None:
             _require(ids == answer.token_ids, f"streamed {ids}, answered {answer.token_ids}")
 
 
+async def a_beginning_is_gone_on_with(subject: Subject) -> None:
+    """What the request wrote of the answer is prompt and no content, streamed or not."""
+    begun = ({**subject.messages[-1], "role": "assistant", "content": "a"},)
+    asked = replace(subject.request(), messages=(*subject.messages, *begun), continue_final=True)
+    async with _bench(subject) as (engine, judge):
+        prompt = engine.render(asked.messages, continue_final=True)
+        run = Run(asked, engine=engine, judge=judge)
+        whole = await run.result()
+        if isinstance(prompt, tuple):
+            _require(whole.prompt_tokens == len(prompt), f"{whole.prompt_tokens} tokens of prompt")
+        texts = [
+            one.text
+            async for one in Run(asked, engine=engine, judge=judge).stream()
+            if isinstance(one, Piece)
+        ]
+        answer = whole.answers[0]
+        _require("".join(texts) == answer.content, f"{texts} streamed, {answer.content!r} answered")
+        chosen = run.tree.branch(answer.branch)
+        _require(chosen.whole_text == "a" + answer.content, f"{chosen.whole_text!r} in the tree")
+
+
 async def cancelling_frees_everything(subject: Subject) -> None:
     """However many turns of the event loop a run had, cancelling it leaves no claim."""
     for turns in range(1, _MAX_TURNS):
@@ -219,6 +240,7 @@ def _require(holds: bool, what: str) -> None:
 CHECKS: Final[tuple[Check, ...]] = (
     same_seed_same_answer,
     streaming_changes_nothing,
+    a_beginning_is_gone_on_with,
     cancelling_frees_everything,
     closing_the_stream_frees_everything,
     budgets_hold,
