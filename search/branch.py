@@ -27,6 +27,7 @@ class Masked:
         steps: Of the whole chain.
         shown: The text for people, a sign for every mask.
         num_revealed: Positions that the branch's own steps revealed.
+        nfe: Evaluations that these steps took in this run.
         seed: Of the draws that led here; None where it was restored.
     """
 
@@ -36,6 +37,7 @@ class Masked:
     steps: int
     shown: str
     num_revealed: int
+    nfe: int = 0
     seed: int | None = None
 
 

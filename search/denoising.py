@@ -128,6 +128,7 @@ def _step_of(
         steps=job.kernel.steps,
         shown=shown(engine, done.tokens[sum(job.frozen_mask) :], info.mask_id),
         num_revealed=job.tokens.count(info.mask_id) - done.tokens.count(info.mask_id),
+        nfe=done.nfe,
         seed=job.seed,
     )
     return _finished(engine, bench, parent, state) if is_end else Step("", state=state)

@@ -303,7 +303,7 @@ def _grown(branch: Branch, index: int) -> dict[str, Any]:
     state = branch.state
     if state is None:
         return data
-    data |= {"shown": state.shown, "step": state.step, "steps": state.steps}
+    data |= {"shown": state.shown, "step": state.step, "steps": state.steps, "nfe": state.nfe}
     return data | {"restored": True} if state.seed is None else data
 
 

@@ -24,7 +24,7 @@ from models.tasks.base import Split
 from search.run import Result
 from search.tree import SearchTree
 
-Probe: TypeAlias = Callable[[Question, Result, SearchTree], Mapping[str, float]]
+Probe: TypeAlias = Callable[[Question, Result, SearchTree], Mapping[str, Any]]
 """More columns of a row."""
 
 _GOLDEN: Final = 0.6180339887498949
@@ -79,6 +79,10 @@ class Rows:
     def __getitem__(self, name: str) -> npt.NDArray[np.float64]:
         """A column."""
         return np.array([row[name] for row in self._rows], float)
+
+    def raw(self, name: str) -> list[Any]:
+        """A column as it was written, whatever it holds."""
+        return [row[name] for row in self._rows]
 
     def __len__(self) -> int:
         """Number of problems."""
