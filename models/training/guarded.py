@@ -33,7 +33,12 @@ LENGTH = 128
 LANGUAGE_WEIGHT = 0.3
 """Of a judge's next-token loss, beside that of its verdicts."""
 
-STAGE = Stage("guarded", 41, 450, (), (), 20, 0.6, tokens_per_batch=1536)
+STAGES = (
+    Stage("guarded", 41, 450, (), (), 20, 0.6, tokens_per_batch=1536),
+    Stage("guarded, again", 45, 420, (), (), 20, 0.9, tokens_per_batch=1536),
+)
+"""What made the committed generator."""
+
 NETWORK_SEED = 42
 SIZES = (128, 352, 3, 4)
 """Of the generator, as `shape_of` takes them."""
@@ -74,7 +79,7 @@ class JudgeRun:
 
 JUDGE = JudgeRun(
     "sapling-judge",
-    Stage("judge", 43, 400, (), (), 40, 0.7, tokens_per_batch=1536),
+    Stage("judge", 43, 260, (), (), 40, 0.7, tokens_per_batch=1536),
     (128, 320, 3, 4),
     hedge=0.6,
     decoys=0.04,

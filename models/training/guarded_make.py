@@ -69,7 +69,8 @@ def write_guarded_cards(
     values = {
         **common,
         **_sizes(network),
-        "training": stage_words(guarded.STAGE) + f"; weights seed {guarded.NETWORK_SEED}.",
+        "training": "; ".join(stage_words(stage) for stage in guarded.STAGES)
+        + f"; weights seed {guarded.NETWORK_SEED}.",
         "generator_minutes": minutes[DIRECTORY],
         "vocab_size": network.shape.vocab_size,
         "tokenizer_seed": guarded.TOKENIZER_SEED,
@@ -102,19 +103,21 @@ def _generator(directory: Path, device: str, is_compiled: bool, scale: float) ->
     tokenizer = train_tokenizer(guarded.TOKENIZER_SEED, guarded.tokenizer_corpus())
     shape = guarded.shape_of(tokenizer.get_vocab_size(), guarded.SIZES)
     save_tokenizer(tokenizer, directory, shape.max_position_embeddings)
-    chat, stage = Chat(tokenizer), _scaled(guarded.STAGE, scale)
+    chat = Chat(tokenizer)
     torch.manual_seed(guarded.NETWORK_SEED)
     network = Llama(shape)
     start_copying(network)
-    train_stage(
-        stage,
-        network.to(device),
-        chat,
-        directory,
-        device=device,
-        is_compiled=is_compiled,
-        batches=guarded.generator_batches(chat, stage.seed, stage.tokens_per_batch),
-    )
+    network.to(device)
+    for stage in guarded.STAGES:
+        train_stage(
+            _scaled(stage, scale),
+            network,
+            chat,
+            directory,
+            device=device,
+            is_compiled=is_compiled,
+            batches=guarded.generator_batches(chat, stage.seed, stage.tokens_per_batch),
+        )
 
 
 def _judge(
