@@ -94,7 +94,7 @@ DIALECTS: Final[Mapping[str, Dialect]] = {
             has_logprobs=True,
         ),
         Dialect("ollama", owners=("library",), max_stops=64, has_seed=True),
-        Dialect("bough", owners=("bough",), fields=_VLLM_FIELDS, max_stops=64),
+        Dialect("bough", owners=("bough",), fields=_VLLM_FIELDS, max_stops=64, continues="flag"),
     )
 }
 """By name. What `bough` itself can do is read from its own list of models."""

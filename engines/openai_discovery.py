@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def discover(model_id: str, model: str, chosen: OpenAIOptions) -> tuple[EngineIn
     is_stated = chosen.dialect != "auto" and chosen.context_tokens is not None
     entry = {} if is_stated else upstream.entry() or {}
     dialect = dialect_of(entry) if chosen.dialect == "auto" else DIALECTS[chosen.dialect]
+    if not _may_continue(entry):
+        dialect = replace(dialect, continues=None)
     wire = _wire(model_id, chosen, dialect)
     context_tokens = chosen.context_tokens or context_of(entry)
     if context_tokens is None:
@@ -63,6 +66,14 @@ def _found(
     elif dialect is PLAIN and chosen.probe and upstream.names_tokens():
         found.add(Capability.LOGPROBS)
     return found
+
+
+def _may_continue(entry: Mapping[str, Any]) -> bool:
+    """Whether what a bough says of its model leaves open that answers can be gone on with."""
+    told = entry.get("bough")
+    if not isinstance(told, Mapping):
+        return True
+    return bool({"tokens", "continue_text"} & set(told.get("capabilities") or ()))
 
 
 def _wire(model_id: str, chosen: OpenAIOptions, dialect: Dialect) -> Wire:

@@ -12,6 +12,7 @@ from openai import AsyncOpenAI
 from engines.base import Engine
 from engines.echo import open_engine as open_echo
 from search.registry import strategy_class
+from server.serve import BackgroundServer
 from server.settings import Settings
 from tests.api.harness import (
     CHAT,
@@ -187,6 +188,18 @@ async def test_an_upstream_that_reads_text_goes_on(strategy: str) -> None:
     assert whole["choices"][0]["message"]["content"] == REST
     assert content_of(chunks_of(streamed.text)) == REST
     assert whole["usage"]["prompt_tokens"] == len(HELLO) + len(BEGUN) + 3
+
+
+async def test_a_bough_goes_on_with_what_another_begins() -> None:
+    with BackgroundServer(echo_settings()) as url:
+        engine = {"kind": "openai", "model": "echo", "options": {"base_url": f"{url}/v1"}}
+        async with (
+            serving(Settings(models={"echo": {"engine": engine}})) as app,
+            client_of(app) as client,
+        ):
+            got = (await ask(client, max_tokens=40)).json()
+    assert got["choices"][0]["message"]["content"] == REST
+    assert got["usage"]["prompt_tokens"] == len(HELLO) + len(BEGUN) + 3
 
 
 @pytest.mark.parametrize("fields", [{}, {"stream": True}, {"continue_final_message": True}])

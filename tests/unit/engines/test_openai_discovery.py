@@ -58,9 +58,14 @@ def opened(url: str, **options: Any) -> OpenAIEngine:
             50,
             {Capability.CHAT_ONLY, Capability.SEED},
         ),
+        (
+            {"owned_by": "bough", "bough": {"context_tokens": 50, "capabilities": ["tokens"]}},
+            50,
+            {Capability.CONTINUE_TEXT},
+        ),
         ({"owned_by": "me", "context_length": 70}, 70, {Capability.CHAT_ONLY}),
     ],
-    ids=["vllm", "sglang", "bough", "plain"],
+    ids=["vllm", "sglang", "chats of bough", "bough", "plain"],
 )
 def test_an_upstream_says_what_it_is(
     entry: dict[str, Any], context: int, able: set[Capability]
