@@ -125,6 +125,8 @@ class Judging:
             for group, score in zip(groups, scores, strict=bool(scores)):
                 for branch in group:
                     self._keep(branch, score, budget)
+                    if branch.finish is not None:  # nothing will be read behind it
+                        self.release(branch)
         return [
             self.values[one.id].value if one.id in self.values else math.nan for one in branches
         ]

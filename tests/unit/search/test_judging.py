@@ -103,3 +103,17 @@ async def test_next_rewards_follow_the_branch(try_out: TryOut) -> None:
 
     with pytest.raises(MissingRewardModel, match="process"):
         await try_out(wrong, ToyEngine(LETTERS), ToyJudge(len))
+
+
+async def test_finished_answers_are_let_go_as_soon_as_they_are_judged(try_out: TryOut) -> None:
+    """A search of a thousand short answers must not hold the judge's cache for all of them."""
+    judge = ToyJudge(len)
+
+    async def body(search: Search) -> Outcome:
+        children = await search.expand(search.root, 5)
+        assert len(await search.score(children)) == 5
+        assert len(judge.claims) == 1  # the question's own
+        assert search.value(children[0]) == 3
+        return first(search, children)
+
+    await try_out(body, ToyEngine(LETTERS), judge)
