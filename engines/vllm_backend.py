@@ -39,6 +39,7 @@ from engines.errors import (
 )
 from engines.token_prefix import TokenPrefix
 from engines.vllm_chat import read_tokenizer
+from engines.vllm_drafts import Drafts, root_of
 from engines.vllm_options import (
     VllmOptions,
     child_environment,
@@ -46,8 +47,7 @@ from engines.vllm_options import (
     field_names,
     read_options,
 )
-from engines.vllm_proposer import Plan, Report
-from engines.vllm_rows import label
+from engines.vllm_proposer import Plan
 from engines.vllm_stats import Drafting, Meter
 from engines.vllm_worker import ACCESS
 
@@ -98,9 +98,6 @@ class VllmBackend:
         self._numbers = itertools.count()
         self._live: set[str] = set()
         self._is_closed = False
-        self._labels = options.drafter is not None
-        self._has_access = options.engine.get("worker_extension_cls") == ACCESS
-        self._begun: asyncio.Future[Any] | None = None
         self._is_cpu = current_platform.is_cpu()
         try:
             with ending_together(), child_environment(options, is_cpu=self._is_cpu):
@@ -116,6 +113,8 @@ class VllmBackend:
         self._meter.page_tokens = self.config.cache_config.block_size
         self._num_ranks = self.config.parallel_config.data_parallel_size
         self.renderer: Any = self._llm.renderer
+        has_access = options.engine.get("worker_extension_cls") == ACCESS
+        self.drafts = Drafts(self._llm, model_id, options.drafter, has_access=has_access)
 
     @property
     def health(self) -> Health:
@@ -131,14 +130,6 @@ class VllmBackend:
     def drafting(self) -> Drafting:
         """What speculative decoding did so far."""
         return self._meter.drafting
-
-    async def drafter_report(self) -> Report | None:
-        """What the drafter of ours did; the first rank's, where there are several."""
-        if not self._labels:
-            return None
-        self.require_open()
-        found = await self._llm.collective_rpc("bough_drafter_report")
-        return next((Report(**report) for report in found if report is not None), None)
 
     def require_open(self) -> None:
         """Raise EngineClosed unless requests can be answered."""
@@ -198,21 +189,23 @@ class VllmBackend:
         self.require_open()
         number = f"{self._model_id}-{next(self._numbers)}"
         self._live.add(number)
+        kind = RequestOutputKind.FINAL_ONLY if is_final_only else RequestOutputKind.DELTA
+        how = self.drafts.labelled(prefix, params)
         try:
-            await self._begin_drafts()
-            if self._labels and params["max_tokens"] > 1:
-                params = params | {"extra_args": label(prefix.tenant, root_of(prefix))}
-            kind = RequestOutputKind.FINAL_ONLY if is_final_only else RequestOutputKind.DELTA
-            stream = self._llm.generate(
-                tokens_input(list(token_ids), cache_salt=prefix.tenant or None),
-                SamplingParams(output_kind=kind, structured_outputs=_grammar(constraint), **params),
-                number,
-                priority=-prefix.priority,  # vLLM runs the lowest first, bough the highest
-                data_parallel_rank=self._rank(prefix),
-            )
-            async with aclosing(stream):
-                async for output in stream:
-                    yield _drawn(output, params["logprobs"])
+            with self.drafts.running():
+                await self.drafts.begin()
+                stream = self._llm.generate(
+                    tokens_input(list(token_ids), cache_salt=prefix.tenant or None),
+                    SamplingParams(
+                        output_kind=kind, structured_outputs=_grammar(constraint), **how
+                    ),
+                    number,
+                    priority=-prefix.priority,  # vLLM runs the lowest first, bough the highest
+                    data_parallel_rank=self._rank(prefix),
+                )
+                async with aclosing(stream):
+                    async for output in stream:
+                        yield _drawn(output, params["logprobs"])
         except EngineDeadError as err:
             raise EngineClosed(f"the vLLM engine of model {self._model_id!r} died") from err
         except GracefulHTTPError as err:
@@ -270,19 +263,6 @@ class VllmBackend:
         except (DrafterError, UnsupportedByEngine) as err:
             raise ModelLoadError(where, f"engine options of drafts: {err}") from err
         self.config.additional_config |= plan.to_config()
-
-    async def _begin_drafts(self) -> None:
-        """Prepare vLLM's workers before the first request; everybody waits for that one."""
-        if not self._has_access:
-            return
-        if self._begun is None:
-            self._begun = asyncio.ensure_future(self._llm.collective_rpc("bough_begin_drafts"))
-        await asyncio.shield(self._begun)
-
-
-def root_of(prefix: TokenPrefix) -> TokenIds:
-    """The prompt that all branches of a run have in common."""
-    return prefix.token_ids[: prefix.response_start]
 
 
 def launch(model_id: str, model: str, options: dict[str, Any]) -> tuple[VllmBackend, VllmOptions]:

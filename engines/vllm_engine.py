@@ -36,6 +36,7 @@ from engines.base import (
     TokenIds,
 )
 from engines.child import TokenChild
+from engines.drafters.sharing import Taught
 from engines.echo_model import child_seeds
 from engines.errors import (
     ContextLengthExceeded,
@@ -239,7 +240,22 @@ class VllmEngine:
 
     async def drafter_report(self) -> Report | None:
         """What the drafter of ours did and holds; None without one. Asks vLLM's process."""
-        return await self._backend.drafter_report()
+        self._backend.require_open()
+        return await self._backend.drafts.report()
+
+    def taught(self) -> list[Taught]:
+        """See `SharesDrafts.taught`."""
+        return self._backend.drafts.taught()
+
+    async def draft_snapshot(self, of: Taught) -> bytes:
+        """See `SharesDrafts.draft_snapshot`."""
+        self._backend.require_open()
+        return await self._backend.drafts.snapshot(of)
+
+    async def merge_drafts(self, of: Taught, data: bytes) -> None:
+        """See `SharesDrafts.merge_drafts`."""
+        self._backend.require_open()
+        await self._backend.drafts.merge(of, data)
 
     @property
     def health(self) -> Health:

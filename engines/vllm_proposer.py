@@ -1,4 +1,4 @@
-"""Our drafters inside vLLM: the class that it loads by name, and what lets it tell rows apart.
+"""Our drafters inside vLLM: the class that it loads by name.
 
 vLLM asks once per step for a chain of guesses behind each row of its batch, and verifies them
 without knowing their probabilities: a guess counts as certain, so a row keeps one with the target's
@@ -114,6 +114,9 @@ class Proposer:
     Args:
         vllm_config: vLLM's whole configuration, with a `Plan` among the additional part.
         clock: Seconds from anywhere on.
+
+    Attributes:
+        drafter: What guesses; None once it has failed.
     """
 
     def __init__(self, vllm_config: Any, clock: Callable[[], float] = perf_counter) -> None:
@@ -122,7 +125,7 @@ class Proposer:
         self._context_tokens = int(vllm_config.model_config.max_model_len)
         self._vocab_size = int(vllm_config.model_config.get_vocab_size())
         self._min_prob = plan.min_prob
-        self._drafter: Drafter | None = plan.open(self._vocab_size)
+        self.drafter: Drafter | None = plan.open(self._vocab_size)
         self._rows: Rows | None = None
         self._seen: OrderedDict[tuple[str, str], int] = OrderedDict()  # runs by their last step
         self._report = Report(plan.drafter)
@@ -139,8 +142,8 @@ class Proposer:
 
     def report(self) -> Report:
         """What it did so far."""
-        if self._drafter is not None:
-            held = self._drafter.stats()
+        if self.drafter is not None:
+            held = self.drafter.stats()
             self._report.runs, self._report.tenants = held.runs, held.tenants
             self._report.entries, self._report.max_entries = held.entries, held.max_entries
         return self._report
@@ -165,7 +168,7 @@ class Proposer:
         chains: list[list[int]] = [[] for _ in sampled_token_ids]
         report = self._report
         report.steps += 1
-        if self._drafter is not None and self._rows is not None:
+        if self.drafter is not None and self._rows is not None:
             rows = self._rows.first(len(chains))
             live = [
                 (at, row, token_ids_cpu[at, : int(num_tokens_no_spec[at])])
@@ -174,11 +177,9 @@ class Proposer:
             ]
             report.rows += len(live)
             try:
-                self._learn(self._drafter, live, sampled_token_ids)
-                self._draft(self._drafter, live, chains, started)
-            except (
-                Exception
-            ) as err:  # a plugin's: no answer needs its guesses, so none ends with it
+                self._learn(self.drafter, live, sampled_token_ids)
+                self._draft(self.drafter, live, chains, started)
+            except Exception as err:  # no answer needs a plugin's guesses, so none ends with it
                 self._put_away(err)
                 chains = [[] for _ in sampled_token_ids]
             report.drafted += sum(map(len, chains))
@@ -243,7 +244,7 @@ class Proposer:
 
     def _put_away(self, err: Exception) -> None:
         self._report.failure = f"{type(err).__name__}: {err}"
-        self._drafter = None
+        self.drafter = None
         self._seen.clear()
         _log.exception(
             "the drafter %r failed and drafts no more; answers are the same without it",

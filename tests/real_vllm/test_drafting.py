@@ -73,3 +73,25 @@ async def test_what_vllm_itself_refuses_is_refused_before_a_stream_begins(
     with pytest.raises(UnsupportedByEngine) as refused:
         drafting.sample(root, Sampling(logprobs=drafting.info.vocab_size + 1))
     assert refused.value.capability == "logprobs"
+
+
+async def test_drafted_tokens_are_drawn_with_the_requests_own_options(
+    drafting: VllmEngine,
+) -> None:
+    """Among one token the temperature picks the greedy one, drafted or not."""
+    root = await drafting.open(PROMPT)
+    how = Sampling(temperature=0.0, max_tokens=60)
+    [greedy] = await children(drafting, root, how)
+    [only] = await children(drafting, root, Sampling(temperature=1.0, top_k=1, max_tokens=60))
+    assert only.drafted > 0
+    assert only.token_ids == greedy.token_ids
+
+
+async def test_rows_that_vllm_fills_up_draw_like_others(drafting: VllmEngine) -> None:
+    """Of 33 tokens all but one are cached the second time: vLLM then invents drafts of -1."""
+    root = await drafting.open(PROMPT[:33])
+    [greedy] = await children(drafting, root, Sampling(temperature=0.0, max_tokens=12))
+    how = Sampling(temperature=1.0, top_k=1, max_tokens=12)
+    for child in await children(drafting, root, how, range(16)):
+        assert child.cached_tokens == 32
+        assert child.token_ids == greedy.token_ids

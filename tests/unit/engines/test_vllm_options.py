@@ -20,7 +20,7 @@ from engines.vllm_options import (
     read_options,
 )
 from engines.vllm_proposer import PROPOSER as PROPOSER_CLASS
-from engines.vllm_worker import ACCESS, expand_to_tokens
+from engines.vllm_worker import ACCESS, constrain_some, expand_to_tokens, reject_padding
 
 KNOWN = frozenset(
     {
@@ -146,3 +146,23 @@ def test_each_rows_value_is_spread_over_its_tokens() -> None:
     assert expand_to_tokens(heats, ends, 5, 0, 1).tolist() == pytest.approx([0.7, 0.7, 1, 1.5, 1.5])
     tops = expand_to_tokens(torch.tensor([3, 0, 9, 5], dtype=torch.int32), ends, 5)
     assert (tops.dtype, tops.tolist()) == (torch.int32, [3, 3, 0, 5, 5])
+
+
+def test_a_step_without_drafts_has_nothing_to_constrain() -> None:
+    def constrain(logits: torch.Tensor, *args: object) -> torch.Tensor:
+        return logits * logits.max()  # which none has not
+
+    assert constrain_some(constrain, torch.zeros(0, 3), "ends", "metadata").shape == (0, 3)
+    assert constrain_some(constrain, torch.tensor([[1.0, 2.0]])).tolist() == [[2.0, 4.0]]
+
+
+def test_drafts_that_fill_up_a_row_are_never_accepted() -> None:
+    """Of vLLM's arguments only the drafts and their uniform numbers change."""
+    seen: list[object] = []
+    drafts, numbers = torch.tensor([4, -1, -1]), torch.tensor([0.3, 0.0, 0.9], dtype=torch.float64)
+    args = ["output", "ends", drafts, None, "target", "bonus", "recovered", numbers, "greedy", 2]
+    reject_padding(lambda *given: seen.extend(given), *args)
+    assert torch.equal(seen[2], torch.tensor([4, 0, 0]))  # type: ignore[arg-type]
+    assert torch.equal(seen[7], torch.tensor([0.3, 2.0, 2.0], dtype=torch.float64))  # type: ignore[arg-type]
+    unchanged = [place for place in range(len(args)) if place not in (2, 7)]
+    assert [seen[place] for place in unchanged] == [args[place] for place in unchanged]
