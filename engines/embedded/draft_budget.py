@@ -17,6 +17,7 @@ Source: the budget max (1 + accepted(k)) / T(k) of the corrected algorithm for L
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Final
@@ -27,7 +28,9 @@ _MOST_BELIEVED: Final = 3.0  # times what a step is expected to cost
 _MARGIN: Final = 1.03  # what drafting must promise at least, as a factor of tokens a second
 _PATIENCE: Final = 4  # proposals in vain before drafters are asked more rarely
 _LONGEST_PAUSE: Final = 63  # steps
-_RENEWAL: Final = 64  # steps, or proposals, after which the other kind of step is measured again
+_UNNOTICED: Final = 0.01  # of the time, for asking in vain
+_RENEWAL: Final = 64  # steps with drafts after which one without is measured again
+_OUTDATED: Final = 256  # steps without drafts after which one with a draft is measured again
 _GRID: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -126,40 +129,43 @@ class DraftBudget:
             self._typical += 0.2 * (count / len(chances) - self._typical)
         else:
             self._typical = max(1.0, 0.9 * self._typical)
+            if chances and self.is_outdated:
+                keep[0] = len(chances[0])
         return keep
 
-    def probe(self, chances: Sequence[float], drafting: int, branches: int) -> bool:
+    @property
+    def is_outdated(self) -> bool:
+        """Whether a draft should be verified only to learn what that costs now."""
+        return self._since_wide > _OUTDATED
+
+    def probe(self, chances: Sequence[float], drafting: int, branches: int) -> None:
         """Find out while resting, from one tree, whether trees for all would be worth it.
 
         Args:
             chances: Of its nodes.
             drafting: Branches that would be asked.
             branches: In the batch.
-
-        Returns:
-            Whether to verify this tree, only to learn what that costs.
         """
         each = [chance for chance, _ in _ranked([chances])]
         self._worth([chance for chance in each for _ in range(drafting)], branches)
-        self._since_wide += 1
-        return self._since_wide > _RENEWAL // 8
 
     def _worth(self, chances: Sequence[float], branches: int) -> int:
         """How many of the nodes, likeliest first, are worth it; takes note when none is."""
+        if not self._plain.is_known or self._since_plain > _RENEWAL:
+            return 0  # a plain step is to be measured
         gain, count = self._best([0.0, *accumulate(chances)], branches)
         if gain > _MARGIN:
             self._failures = self._steps_left = 0
             return count
-        if self._since_plain > _RENEWAL:
-            return 0
         self._failures += 1
-        self._steps_left = min(_LONGEST_PAUSE, (1 << max(0, self._failures - _PATIENCE)) - 1)
+        if self.is_resting:
+            # One branch is asked the next time: so rarely that nobody notices.
+            share = self._asking / self._plain(branches)
+            self._steps_left = min(_LONGEST_PAUSE, math.ceil(share / _UNNOTICED))
         return 0
 
     def _best(self, expected: Sequence[float], branches: int) -> tuple[float, int]:
         """Speed-up over a plain step, and with how many nodes."""
-        if not self._plain.is_known or self._since_plain > _RENEWAL:
-            return 0.0, 0
         plain, asking = self._plain(branches), branches * self._asking
         best, count = 0.0, 0
         for nodes in _grid(len(expected) - 1):
@@ -174,6 +180,7 @@ class DraftBudget:
         """A step of so many branches and, with what was drafted, rows took so long."""
         if rows == branches:
             self._since_plain = 0
+            self._since_wide += 1
             self._plain.learn(rows, seconds)
             return
         self._since_plain += 1

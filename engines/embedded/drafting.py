@@ -65,13 +65,14 @@ class Drafting:
         drafting = [branch for branch in branches if branch.drafter is not None]
         if not nodes or not drafting:
             return None
-        is_probe = self.budget.is_resting
+        is_probe = self.budget.is_resting and len(drafting) > 1
         started = time.thread_time()
         asked = [self._ask(branch, nodes) for branch in (drafting[:1] if is_probe else drafting)]
         self.budget.asked(time.thread_time() - started, len(asked))
         chances = [[min(1.0, trust * math.exp(p)) for p in tree.logps] for tree, trust in asked]
         if is_probe:
-            if not self.budget.probe(chances[0], len(drafting), len(branches)):
+            self.budget.probe(chances[0], len(drafting), len(branches))
+            if not self.budget.is_outdated:
                 return None
             asked += [(EMPTY, 1.0)] * (len(drafting) - 1)
             keep = [len(tree) for tree, _ in asked]

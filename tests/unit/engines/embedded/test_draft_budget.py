@@ -61,7 +61,7 @@ def test_a_node_counts_for_no_more_than_those_before_it() -> None:
 
 
 def test_in_vain_drafters_are_asked_more_and_more_rarely() -> None:
-    budget = learnt(1.0, 1.0, 1.0)
+    budget = learnt(1.0, 1.0, 1.0, asking=0.4)
     asked = []
     for step in range(2000):
         if budget.ask():
@@ -70,9 +70,29 @@ def test_in_vain_drafters_are_asked_more_and_more_rarely() -> None:
                 budget.probe([0.9], 4, 4)
             else:
                 budget.cut([[0.9]], 1)
-    assert len(asked) < 2000 / 50 + 20
+    assert len(asked) < 2000 / 35 + 20  # forty times a hundredth of a step
     gaps = [b - a for a, b in itertools.pairwise(asked)]
     assert max(gaps) <= 64
+
+
+def test_cheap_drafters_are_asked_more_often() -> None:
+    budget = learnt(1.0, 1.0, 1.0, asking=0.02)
+    asked = 0
+    for _ in range(300):
+        if budget.ask():
+            asked += 1
+            budget.cut([[0.9]], 1)
+    assert 80 < asked < 120
+
+
+def test_what_a_draft_costs_is_measured_now_and_then() -> None:
+    budget = learnt(1.0, 1.0, 1.0)
+    verified = 0
+    for _ in range(1100):
+        keep = budget.cut([[0.9, 0.1]], 1) if budget.ask() else [0]
+        budget.took(1, 1 + keep[0], 1.0 + 1.0 * keep[0])
+        verified += keep[0] > 0
+    assert 3 <= verified <= 5
 
 
 def test_a_good_probe_ends_the_rest() -> None:
