@@ -57,11 +57,16 @@ class Problem:
     count: int
 
 
-def draw(rng: random.Random) -> Problem:
-    """One question and one tale for it."""
+def draw(rng: random.Random, max_amount: int = 9) -> Problem:
+    """One question and one tale for it.
+
+    Args:
+        rng: Every random choice comes from it.
+        max_amount: The most that is gained or lost.
+    """
     name, items = rng.choice(NAMES), rng.choice(ITEMS)
     she = "she" if NAMES.index(name) < NUM_WOMEN else "he"
-    first, amount = rng.randint(12, 99), rng.randint(2, 99)
+    first, amount = rng.randint(12, 99), rng.randint(2, max_amount)
     asked = rng.choice(_ASKED).format(name=name, n=first, items=items)
     place = rng.choice(_PLACES)
     if amount < first and rng.random() < 0.5:

@@ -31,12 +31,17 @@ class Problem:
     answer: int
 
 
-def draw(rng: random.Random) -> Problem:
-    """One problem: two sums, over numbers of one and two digits, that never fall below zero."""
+def draw(rng: random.Random, max_amount: int = 9) -> Problem:
+    """One problem: two sums that start at up to 99 and never fall below zero.
+
+    Args:
+        rng: Every random choice comes from it.
+        max_amount: The most that is added or taken away.
+    """
     value = rng.randint(2, 99)
     terms, steps = [str(value)], []
     for _ in range(2):
-        amount = rng.randint(2, 99)
+        amount = rng.randint(2, max_amount)
         sign = "-" if amount < value and rng.random() < 0.5 else "+"
         after = value + amount if sign == "+" else value - amount
         steps.append(f"{value}{sign}{amount}={after}")

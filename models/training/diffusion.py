@@ -16,8 +16,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,7 @@ class DiffusionStage:
         warmup_steps: Steps until then.
         weight_decay: Of matrices.
         tales_share: How many of the rows are tales; the others are totals.
+        max_amount: The most that is added or taken away in a drawn problem.
     """
 
     name: str
@@ -60,11 +62,13 @@ class DiffusionStage:
     warmup_steps: int = 200
     weight_decay: float = 0.05
     tales_share: float = 0.35
+    max_amount: int = 99
 
 
 STAGES: Final = (
     DiffusionStage("plateau", 30, 1500, 0.0),
     DiffusionStage("anneal", 32, 360, 1.0, warmup_steps=20),
+    DiffusionStage("released", 33, 700, 0.8, warmup_steps=30, max_amount=9),
 )
 """What made the committed weights."""
 
@@ -76,7 +80,7 @@ def corpus(seed: int) -> Iterator[str]:
     """Texts to learn the tokenizer from."""
     rng = random.Random(f"diffusion-tokenizer:{seed}")
     for index in range(3000):
-        for problem in (totals.draw(rng), tales.draw(rng)):
+        for problem in (totals.draw(rng, 99), tales.draw(rng, 99)):
             yield problem.text
             yield reply_of(problem)
         if index % 20 == 0:
@@ -96,14 +100,9 @@ def canvases(
     waiting: dict[tuple[int, int], list[list[int]]] = defaultdict(list)
     index = 0
     while True:
-        draw = tales.draw if rng.random() < stage.tales_share else totals.draw
-        problem: AnyProblem = draw_in_split(
-            "diffusion-training",
-            cast("Callable[..., AnyProblem]", draw),
-            split,
-            stage.seed,
-            index,
-        )
+        task = tales.draw if rng.random() < stage.tales_share else totals.draw
+        draw: Callable[..., AnyProblem] = partial(task, max_amount=stage.max_amount)
+        problem = draw_in_split("diffusion-training", draw, split, stage.seed, index)
         index += 1
         prompt, reply = chat.prompt(problem.text), chat.encode(reply_of(problem))
         length = rng.choice(CANVASES)

@@ -41,7 +41,8 @@ A masked-diffusion language model of {parameters:,} parameters (LLaDA's layout: 
 tokens. It can do nothing else, and these not well: it is there to be searched.
 
 - **Data.** Drawn by `models/tasks/totals.py` and `models/tasks/tales.py`, train split only
-  (blake2b of the question mod 10 in 0-7), never repeated; {tales_share:.0%} tales.
+  (blake2b of the question mod 10 in 0-7), never repeated; {tales_share:.0%} tales. Until the last
+  stage amounts went up to 99, in it and in what is asked they go up to 9.
 - **Training.** `python -m models.training --parts diffusion`: {training}. AdamW, {rows} rows a
   step, learning rate to {peak_lr:g}; only the answer is masked, a row's loss is weighted by one
   over its masked share.
@@ -99,7 +100,7 @@ def held_out_loss(directory: Path, chat: Chat, num_batches: int, seed: int) -> M
     """The bound on the test split, per token of the canvas, over batches."""
     network = load_masked(directory)
     torch.manual_seed(seed)
-    batches = canvases(chat, STAGES[0], split="test")
+    batches = canvases(chat, STAGES[-1], split="test")
     with torch.inference_mode():
         losses = [
             float(masked_loss(network, *next(batches), network.shape.mask_token_id))
