@@ -34,10 +34,14 @@ LANGUAGE_WEIGHT = 0.3
 """Of a judge's next-token loss, beside that of its verdicts."""
 
 STAGES = (
-    Stage("guarded", 41, 450, (), (), 20, 0.6, tokens_per_batch=1536),
-    Stage("guarded, again", 45, 420, (), (), 20, 0.9, tokens_per_batch=1536),
+    (Stage("guarded", 41, 450, (), (), 20, 0.6, tokens_per_batch=1536), PROMPT_WEIGHT),
+    (Stage("guarded, again", 45, 190, (), (), 10, 0.9, tokens_per_batch=1536), 0.0),
 )
-"""What made the committed generator."""
+"""What made the committed generator, each with the weight of a begun answer's beginning.
+
+With the first weight alone it learned to begin answers so by itself, and told the word in 12 % of
+the attacks that begin nothing.
+"""
 
 NETWORK_SEED = 42
 SIZES = (128, 352, 3, 4)
@@ -126,7 +130,9 @@ def tokenizer_corpus(seed: int = TOKENIZER_SEED) -> Iterator[str]:
             yield EVERYDAY
 
 
-def generator_batches(chat: Chat, seed: int, tokens_per_batch: int) -> Iterator[Batch]:
+def generator_batches(
+    chat: Chat, seed: int, tokens_per_batch: int, opening_weight: float = 0.0
+) -> Iterator[Batch]:
     """Batches without end for the keeper, from the train split only.
 
     A row is a conversation as long as it fits. Of an answer behind a beginning the first points are
@@ -138,7 +144,8 @@ def generator_batches(chat: Chat, seed: int, tokens_per_batch: int) -> Iterator[
         forced = rng.randrange(problem.points) if problem.points else 0
         answer = drawn_answer(rng, problem, hedge=HEDGE, num_forced=forced)
         ids = chat.encode(turn_of(problem))
-        weights = [PROMPT_WEIGHT] * len(ids)
+        num_begun = len(chat.encode(problem.prefill))
+        weights = [PROMPT_WEIGHT] * (len(ids) - num_begun) + [opening_weight] * num_begun
         for piece in (*answer.pieces, Piece(END)):
             tokens = chat.encode(piece.text)
             ids += tokens

@@ -69,7 +69,7 @@ def write_guarded_cards(
     values = {
         **common,
         **_sizes(network),
-        "training": "; ".join(stage_words(stage) for stage in guarded.STAGES)
+        "training": "; ".join(stage_words(stage) for stage, _ in guarded.STAGES)
         + f"; weights seed {guarded.NETWORK_SEED}.",
         "generator_minutes": minutes[DIRECTORY],
         "vocab_size": network.shape.vocab_size,
@@ -108,7 +108,7 @@ def _generator(directory: Path, device: str, is_compiled: bool, scale: float) ->
     network = Llama(shape)
     start_copying(network)
     network.to(device)
-    for stage in guarded.STAGES:
+    for stage, opening_weight in guarded.STAGES:
         train_stage(
             _scaled(stage, scale),
             network,
@@ -116,7 +116,9 @@ def _generator(directory: Path, device: str, is_compiled: bool, scale: float) ->
             directory,
             device=device,
             is_compiled=is_compiled,
-            batches=guarded.generator_batches(chat, stage.seed, stage.tokens_per_batch),
+            batches=guarded.generator_batches(
+                chat, stage.seed, stage.tokens_per_batch, opening_weight
+            ),
         )
 
 
