@@ -4,8 +4,9 @@
 
 It starts ``bough serve`` on a free port of this machine, puts held-out word problems to it through
 the OpenAI SDK, a strategy after the other, checks the answers exactly, prints a table, and ends
-the server. Exit code 0 means that everything was answered, right or wrong, that no KV page stayed
-claimed, and that nothing is left running.
+the server. What the first model does not carry is asked of one that does, with that one's task
+(trees of denoising rollouts of the diffusion model). Exit code 0 means that everything was
+answered, right or wrong, that no KV page stayed claimed, and that nothing is left running.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests.own_server import ServerDidNotStart, own_server
-from models.tasks import TASKS, sums
-from models.tasks.base import messages_of
+from models.tasks import TASKS, AnyProblem, Task, sums
 
 _MODEL: Final = "sapling-sums"
 _NOT_CARRIED: Final = ("unsupported_by_engine", "reward_model_required")
@@ -40,8 +40,13 @@ class DemoError(Exception):
 
 @dataclass
 class Row:
-    """What one strategy did on all problems."""
+    """What one strategy did on all problems.
 
+    Attributes:
+        model: Which model was asked.
+    """
+
+    model: str = _MODEL
     right: int = 0
     answered: int = 0
     generated_tokens: int = 0
@@ -73,29 +78,37 @@ async def ask_all(
     url: str, model: str, problems: int, seed: int, console: Console
 ) -> dict[str, Row]:
     """Every listed strategy on the same problems, one strategy at a time."""
-    rows = {}
+    rows: dict[str, Row] = {}
     async with httpx.AsyncClient(base_url=url, timeout=30) as http:
         listed = (await http.get("/v1/strategies")).raise_for_status().json()["data"]
+        models = (await http.get("/v1/models")).raise_for_status().json()["data"]
+        tasks = {one["id"]: one["bough"]["task"] for one in models}
         async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
-            for strategy in [entry["name"] for entry in listed]:
+            for entry in listed:
+                strategy, carriers = entry["name"], entry["models"]
+                able = [one for one in carriers if tasks[one] in TASKS]
+                asked = model if model in carriers or not able else able[0]
+                task = tasks[asked] if asked != model else sums.NAME
                 with console.status(f"{strategy} …"):
-                    rows[strategy] = await ask_one(client, model, strategy, problems, seed)
+                    rows[strategy] = await ask_one(
+                        client, asked, strategy, TASKS[task], problems, seed
+                    )
         await _check_claims(http)
     return rows
 
 
-async def ask_one(client: AsyncOpenAI, model: str, strategy: str, problems: int, seed: int) -> Row:
+async def ask_one(
+    client: AsyncOpenAI, model: str, strategy: str, task: Task, problems: int, seed: int
+) -> Row:
     """All problems at once under one strategy.
 
     A strategy that this model and its judge cannot carry is a row that says so.
     """
-    row = Row()
-    drawn = [TASKS[sums.NAME].problem("test", seed, index) for index in range(problems)]
+    row = Row(model)
     begin = time.perf_counter()
     asked = [
-        _answer(client, model, strategy, problem, seed + index, row)
-        for index, problem in enumerate(drawn)
-        if isinstance(problem, sums.Problem)
+        _answer(client, strategy, task, task.problem("test", seed, index), seed + index, row)
+        for index in range(problems)
     ]
     failures = [one for one in await asyncio.gather(*asked, return_exceptions=True) if one]
     for failure in failures:
@@ -110,35 +123,39 @@ async def ask_one(client: AsyncOpenAI, model: str, strategy: str, problems: int,
 
 def table_of(rows: dict[str, Row], problems: int) -> Table:
     """The rows as a table."""
-    table = Table(title=f"{problems} held-out word problems, {_MODEL}")
+    names = [row.model for row in rows.values()]
+    usual = max(names, key=names.count, default=_MODEL)
+    table = Table(title=f"{problems} held-out problems, {usual} where no other model is named")
     table.add_column("strategy")
     for column in ("answers right", "generated tokens", "unique / logical KV", "seconds"):
         table.add_column(column, justify="right")
     for strategy, row in rows.items():
+        name = strategy if row.model == usual else f"{strategy} ({row.model})"
         if row.refused:
-            table.add_row(strategy, "not on this model", "", "", "")
+            table.add_row(name, "not on this model", "", "", "")
             continue
         shared = row.unique_tokens / row.logical_tokens if row.logical_tokens else 1.0
         right = f"{row.right} of {row.answered}"
         tokens = str(row.generated_tokens)
-        table.add_row(strategy, right, tokens, f"{shared:.2f}", f"{row.seconds:.1f}")
+        table.add_row(name, right, tokens, f"{shared:.2f}", f"{row.seconds:.1f}")
     return table
 
 
 async def _answer(
-    client: AsyncOpenAI, model: str, strategy: str, problem: sums.Problem, seed: int, row: Row
+    client: AsyncOpenAI, strategy: str, task: Task, problem: AnyProblem, seed: int, row: Row
 ) -> None:
-    messages: Any = messages_of(problem)
+    messages: Any = task.messages(problem)
+    longest: dict[str, Any] = {"max_completion_tokens": 256} if task.name == sums.NAME else {}
     reply = await client.chat.completions.create(
-        model=model,
+        model=row.model,
         messages=messages,
-        max_completion_tokens=256,
+        **longest,
         seed=seed,
         extra_body={"bough": {"strategy": strategy}},
     )
     about: dict[str, Any] = (reply.model_extra or {})["bough"]
     row.answered += 1
-    row.right += sums.is_right(problem, reply.choices[0].message.content or "")
+    row.right += task.is_right(problem, reply.choices[0].message.content or "")
     row.generated_tokens += about["spent"]["generated_tokens"]
     row.unique_tokens += about["tree"]["unique_tokens"]
     row.logical_tokens += about["tree"]["logical_tokens"]

@@ -9,6 +9,7 @@ from rich.console import Console
 from loadtests import demo
 from loadtests.own_server import ServerDidNotStart, own_server
 from search.registry import strategy_class
+from tests.diffusion_models import write_tiny
 
 CONFIG = """
 [models.echo]
@@ -29,7 +30,7 @@ async def test_every_strategy_is_asked_and_the_server_is_gone_afterwards(tmp_pat
     assert set(rows) >= {"single", "best_of_n", "self_consistency", "beam", "ets"}
     # What needs more than a judge of whole answers is told by its refusal, not by its name.
     refused = {name for name, row in rows.items() if row.refused}
-    assert refused == {name for name in rows if needs_next_rewards(name)}
+    assert refused == {name for name in rows if needs_next_rewards(name) or denoises(name)}
     for row in (row for row in rows.values() if not row.refused):
         # An echoed word problem states no answer.
         assert (row.answered, row.right) == (2, 0)
@@ -39,6 +40,26 @@ async def test_every_strategy_is_asked_and_the_server_is_gone_afterwards(tmp_pat
         demo.httpx.get(f"{url}/health/live")
     quiet.print(demo.table_of(rows, 2))
     assert "0 of 2" in quiet.file.getvalue()
+
+
+async def test_what_the_first_model_lacks_is_asked_of_another(tmp_path: Path) -> None:
+    quiet = Console(file=io.StringIO(), width=120)
+    config = tmp_path / "bough.toml"
+    directory = write_tiny(tmp_path / "tiny", "llada")
+    engine = f'engine = {{kind = "diffusion", model = "{directory}", options = {{length = 8}}}}'
+    tiny = f'\n[models.tiny]\n{engine}\nreward_model = "fair"\ntask = "totals"\n'
+    config.write_text(CONFIG + tiny)
+    with own_server(("--config", str(config)), is_apart=True) as url:
+        rows = await demo.ask_all(url, "echo", 1, 7, quiet)
+    for name, row in rows.items():
+        assert row.model == ("tiny" if denoises(name) else "echo")
+        assert row.refused or row.answered == 1
+    quiet.print(demo.table_of(rows, 1))
+    assert "dts_star (tiny)" in quiet.file.getvalue()
+
+
+def denoises(name: str) -> bool:
+    return "denoise" in strategy_class(name).requires
 
 
 def needs_next_rewards(name: str) -> bool:
