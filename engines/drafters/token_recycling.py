@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 from engines.drafters.base import ROOT, DrafterStats, Shape, TokenTree
@@ -83,11 +84,20 @@ class TokenRecycling(Learner):
         return TokenTree(tuple(tokens), tuple(parents), tuple(logps))
 
     def learn(self, lesson: Lesson) -> None:
-        """Overwrite the rows of the root and of every node; without `tops` learn nothing."""
+        """Overwrite the rows of the root and of every node.
+
+        Without `tops`, a token never seen before gets the one that followed: else there would
+        never be a draft to be verified.
+        """
         tops = lesson.tops
-        if tops is None or not lesson.context:
+        if not lesson.context:
             return
         rows = self._tenants[lesson.tenant]
+        if tops is None:
+            for token, following in pairwise((lesson.context[-1], *lesson.emitted)):
+                if rows.get(single(token)) is None:
+                    rows.put(single(token), {following: 1.0})
+            return
         nodes = (lesson.context[-1], *lesson.tree.tokens)
         for token, ids, probs in zip(nodes, tops.ids, tops.probs, strict=True):
             rows.put(single(token), dict(zip(ids, probs, strict=True)))
