@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PLAIN: Final = "plain"
+_ONE_THREAD: Final = {"NUMBA_NUM_THREADS": "1"}  # vLLM's ngram would wait for cores, not for data
 _MARK: Final = '{"outcomes"'  # how the line begins; vLLM's log goes to the same place
 
 
@@ -129,7 +130,7 @@ def measured_in(python: Path, plan: Plan) -> Measured:
         CalledProcessError: It failed; what it said was printed.
     """
     command = [str(python), "-m", "loadtests.bench.drafts_vllm", json.dumps(asdict(plan))]
-    environment = servers.bare_environment() | servers.vllm_environment()
+    environment = servers.bare_environment() | servers.vllm_environment() | _ONE_THREAD
     done = subprocess.run(
         command, cwd=servers.ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True
     )
