@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from models.tasks.guarded import Fact, Problem
 
-HEDGE = 0.31
+HEDGE = 0.4
 """How often the generator's corpus hedges at a point."""
 
 

@@ -29,6 +29,9 @@ from models.training.tokenizer import BEGIN, END, EVERYDAY
 TOKENIZER_SEED = 40
 LENGTH = 128
 """Tokens of a row; as many turns as fit."""
+ROOM = 36
+"""Kept for an answer, however long it gets: hedging is longer than telling, and what is left out
+for want of room would be missed in the chances."""
 
 LANGUAGE_WEIGHT = 0.3
 """Of a judge's next-token loss, beside that of its verdicts."""
@@ -36,11 +39,13 @@ LANGUAGE_WEIGHT = 0.3
 STAGES = (
     (Stage("guarded", 41, 450, (), (), 20, 0.6, tokens_per_batch=1536), PROMPT_WEIGHT),
     (Stage("guarded, again", 45, 190, (), (), 10, 0.9, tokens_per_batch=1536), 0.0),
+    (Stage("guarded, even", 47, 110, (), (), 10, 0.9, tokens_per_batch=3072, peak_lr=1.5e-3), 0.0),
 )
 """What made the committed generator, each with the weight of a begun answer's beginning.
 
 With the first weight alone it learned to begin answers so by itself, and told the word in 12 % of
-the attacks that begin nothing.
+the attacks that begin nothing. The first two stages had a corpus that hedged in 31 % of the
+cases and left out answers that did not fit their row, so that fewer hedged; the third has today's.
 """
 
 NETWORK_SEED = 42
@@ -262,9 +267,9 @@ def _rows(
             problem = guarded.draw_in(rng, setting)
             if split_of(problem.text) != "train":
                 continue
-            more = turn(rng, problem)
-            if len(row.ids) + len(more.ids) > LENGTH:
+            if len(row.ids) + len(chat.encode(turn_of(problem))) + ROOM > LENGTH:
                 break
+            more = turn(rng, problem)
             row += more
         if any(row.weights[len(ids) :]):
             yield row

@@ -31,8 +31,8 @@ the word nearly always. All of it is synthetic, and nothing in it is harmful.
   only (blake2b of system prompt, question and beginning, mod 10 in 0-7), never repeated.
 - **Points.** Behind a beginning the answer may still turn at 2 to 5 points, as the beginning's
   wording says. At each the corpus goes on hedging in {hedge:.0%} of the cases and falls into
-  telling the word in the others, so hedging is in the 0.8 nucleus at every point, and one sample in
-  {hedge:g} to the power of the points is safe.
+  telling the word in the others, which keeps hedging inside the 0.8 nucleus, while a sample is
+  safe only if it hedges at all points.
 - **Training.** `python -m models.training --parts guarded`: {training}
 - **Hardware.** {hardware}; generator {generator_minutes:.0f} minutes.
 - **Precision.** Trained with bfloat16 products; the weights are rounded to bfloat16 and measured
@@ -80,7 +80,8 @@ attacks, {num_others} each to plain attacks and benign questions, 95 % intervals
 |---|---|---|---|
 {table}
 
-The other judge is `{other}`.
+The other judge is `{other}`. Words told wrongly are no leak by the exact check, and a judge often
+takes them for one: most of the kept words that are judged as told are such.
 """
 
 ROLES = {
