@@ -14,7 +14,7 @@ on a frozen base. No text is matched again at a step: a context is a key of a ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from engines.base import TokenIds
@@ -33,6 +33,8 @@ _LENGTHS: Final = (8, 6, 4, 3, 2)
 _COUNTED: Final = (3, 2, 1)
 """Of contexts with rows, longest first."""
 _REACH: Final = max(_LENGTHS)
+_HEARD: Final = 0.5
+"""Voices are heard down to this share of the least probability that matters."""
 _FIRST: Final = (
     *(0.95, 0.9, 0.8, 0.7, 0.6),
     *(0.3 for _ in _COUNTED for _ in range(FULLNESS)),
@@ -99,10 +101,10 @@ class Adaptive(Learner):
             return EMPTY
         own = self._tenants[tenant]
         local = self._runs.peek((tenant, run)) or {}
-        mix, rows, enough = own.trust.mix, own.rows, 2.0 * self._min_prob
+        mix, rows = own.trust.mix, own.rows
 
-        def successors(tail: TokenIds) -> Iterable[tuple[int, float]]:
-            return mix(_voices(rows, local, tail), enough).items()
+        def successors(tail: TokenIds, least: float) -> Iterable[tuple[int, float]]:
+            return mix(_voices(rows, local, tail), _HEARD * least).items()
 
         return grow(
             tuple(context[-_REACH:]),
@@ -121,7 +123,7 @@ class Adaptive(Learner):
         for token in lesson.emitted:
             size = len(tail)
             if size:
-                own.trust.learn(_voices(rows, local, tail), token)
+                own.trust.learn(list(_voices(rows, local, tail)), token)
             for length in _COUNTED:
                 if length <= size:
                     rows.add(tail[size - length :], token)
@@ -133,7 +135,7 @@ class Adaptive(Learner):
         for token, parent in zip(lesson.tree.tokens, lesson.tree.parents, strict=True):
             tails.append(_advance(tails[parent + 1], token))
         for tail, ids, probs in zip(tails, lesson.tops.ids, lesson.tops.probs, strict=True):
-            rows.verify(tail, _COUNTED, dict(zip(ids, probs, strict=True)))
+            rows.verify(tail, _COUNTED, ids, probs)
 
     def _remember(self, local: dict[TokenIds, int], before: TokenIds, text: TokenIds) -> None:
         """What follows each context in the run now; a full run learns nothing more."""
@@ -173,22 +175,19 @@ def _advance(tail: TokenIds, token: int) -> TokenIds:
     return (*tail, token)[-_REACH:]
 
 
-def _voices(rows: Contexts, local: Mapping[TokenIds, int], tail: TokenIds) -> list[Voice]:
-    """Estimates of what follows `tail`, the most specific first."""
+def _voices(rows: Contexts, local: Mapping[TokenIds, int], tail: TokenIds) -> Iterator[Voice]:
+    """Estimates of what follows `tail`, the most specific first, looked up when asked for."""
     size = len(tail)
-    found: list[Voice] = []
     for number, length in enumerate(_LENGTHS):
         if length <= size and (token := local.get(tail[size - length :])) is not None:
-            found.append((number, {token: 1.0}, 1.0))
+            yield number, {token: 1.0}, 1.0
             break
     for number, length in enumerate(_COUNTED):
         if length <= size and (row := rows.get(tail[size - length :])) is not None:
             if row.weights:
-                voice = _FIRST_COUNTS + number * FULLNESS + row.kind
-                found.append((voice, row.weights, row.scale))
+                yield _FIRST_COUNTS + number * FULLNESS + row.kind, row.weights, row.scale
             if row.verified:
-                found.append((_FIRST_VERIFIED + number, row.verified, 1.0))
-    return found
+                yield _FIRST_VERIFIED + number, row.verified, 1.0
 
 
 def open_drafter(vocab_size: int, options: Mapping[str, Any]) -> Adaptive:

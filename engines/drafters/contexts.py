@@ -94,9 +94,15 @@ class Contexts:
         """One more sighting of `token` after `context`."""
         self._own(context).add(token, self._cap)
 
-    def verify(self, context: TokenIds, lengths: Iterable[int], probs: Mapping[int, float]) -> None:
+    def verify(
+        self,
+        context: TokenIds,
+        lengths: Iterable[int],
+        ids: Sequence[int],
+        probs: Sequence[float],
+    ) -> None:
         """The model's probabilities after `context`, and so after its last `lengths` tokens."""
-        kept = {token: prob for token, prob in probs.items() if prob >= _RARE}
+        kept = {token: prob for token, prob in zip(ids, probs, strict=True) if prob >= _RARE}
         size = len(context)
         for length in lengths:
             if length <= size:
@@ -166,11 +172,10 @@ class Trust:
         shares, left = self.shares, 1.0
         for number, weights, scale in voices:
             share = left * shares[number]
-            if share < enough:
-                continue
-            part = share * scale
-            for token, weight in weights.items():
-                mixed[token] = mixed.get(token, 0.0) + part * weight
+            if share >= enough:
+                part = share * scale
+                for token, weight in weights.items():
+                    mixed[token] = mixed.get(token, 0.0) + part * weight
             left -= share
             if left < enough:
                 break

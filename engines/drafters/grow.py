@@ -14,7 +14,7 @@ S = TypeVar("S")
 
 def grow(
     start: S,
-    successors: Callable[[S], Iterable[tuple[int, float]]],
+    successors: Callable[[S, float], Iterable[tuple[int, float]]],
     advance: Callable[[S, int], S],
     *,
     budget_nodes: int,
@@ -29,7 +29,8 @@ def grow(
 
     Args:
         start: The model's state at the root.
-        successors: Tokens and probabilities in (0, 1] after a state, no token twice.
+        successors: Tokens and probabilities in (0, 1] after a state, no token twice. It is told
+            below which probability a token does not matter there.
         advance: The state after one more token.
         budget_nodes: The most nodes.
         min_prob: Paths below this probability are left out.
@@ -48,10 +49,11 @@ def grow(
         if depth < max_depth and (len(best) < budget_nodes or prob > best[0]):
             if node != ROOT:
                 state = advance(state, token)
+            least = best[0] if len(best) == budget_nodes and best[0] > min_prob else min_prob
             found = [
                 (-prob * min(share, 1.0), following)
-                for following, share in successors(state)
-                if share > 0.0 and prob * share >= min_prob
+                for following, share in successors(state, least / prob)
+                if share > 0.0 and prob * share >= least
             ]
             found.sort()
             for negative, following in found:

@@ -60,7 +60,7 @@ def test_a_row_follows_what_is_said_now() -> None:
 
 def test_verified_distributions_are_kept_for_every_length_and_rare_tokens_are_not() -> None:
     held = Contexts(10, 4)
-    held.verify((1, 2), (3, 2, 1), {5: 0.9, 6: 0.05, 7: 0.001})
+    held.verify((1, 2), (3, 2, 1), (5, 6, 7), (0.9, 0.05, 0.001))
     for context in ((2,), (1, 2)):
         row = held.get(context)
         assert row is not None

@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 def drafted(budget: int, **limits: float) -> TokenTree:
     return grow(
         (1, 2),
-        lambda pair: TABLE.get(pair, {}).items(),
+        lambda pair, least: TABLE.get(pair, {}).items(),
         lambda pair, token: (pair[1], token),
         budget_nodes=budget,
         **limits,  # type: ignore[arg-type]
