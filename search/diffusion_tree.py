@@ -314,19 +314,26 @@ def path_to(node: Node) -> list[Node]:
 SPACING = (54 / 64, 44 / 64, 34 / 64, 24 / 64, 14 / 64)
 """Steps left at the inner branch levels, as shares of all steps: those of the paper's text runs."""
 
+LATE = (8 / 64, 4 / 64)
+"""Two more for chains that reveal what is least sure last: there the last steps decide most."""
 
-def branch_levels(steps: int, wanted: Sequence[int] | None = None) -> tuple[int, ...]:
+
+def branch_levels(
+    steps: int, wanted: Sequence[int] | None = None, *, surest_first: bool = False
+) -> tuple[int, ...]:
     """Steps left at each branch level, the root first, strictly falling.
 
     Args:
         steps: Of the whole chain, at least 1.
         wanted: Steps left where branching is allowed; the root is added. By default as the paper's
             text runs have it, in proportion: of 64 steps 64, 54, 44, 34, 24, 14.
+        surest_first: Whether the chain reveals what it is surest of first; then also 8 and 4.
 
     Raises:
         ValueError: A level outside 1..steps.
     """
-    levels = [round(share * steps) for share in SPACING] if wanted is None else list(wanted)
+    usual = (*SPACING, *(LATE if surest_first else ()))
+    levels = [round(share * steps) for share in usual] if wanted is None else list(wanted)
     if wanted is not None and any(not 1 <= one <= steps for one in levels):
         raise ValueError(f"branch levels are steps left, from 1 to {steps}; got {levels}")
     return tuple(sorted({steps, *(one for one in levels if one >= 1)}, reverse=True))

@@ -127,7 +127,8 @@ def check_tree(params: TreeSearchParams, strategy: str, engine: Engine, how: Sam
 
 def _levels(params: TreeSearchParams, strategy: str, chain: Chain) -> tuple[int, ...]:
     try:
-        return branch_levels(chain.steps, params.branch_levels)
+        surest_first = chain.kernel.name not in chain.info.stochastic
+        return branch_levels(chain.steps, params.branch_levels, surest_first=surest_first)
     except ValueError as err:
         raise InvalidParameter("branch_levels", strategy, str(err)) from err
 

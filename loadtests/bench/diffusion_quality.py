@@ -5,7 +5,8 @@ which `dts_star`'s best reward so far, in the mean over problems, is that of bes
 is not reached within half of them. It is read on a grid of sixtieths. Best-of-64 is read from the
 same samples as best-of-256, as the mean over its four blocks. `diffusion.dts_star_minus_fk.nN`
 compares at a third of best-of-N's cost, where steering has its guesses for free: it gets as many
-particles as whole texts fit, and its looks ahead are not charged.
+particles as whole texts fit, and its looks ahead are not charged. `dts_star` has a width of 1, with
+which it knows most when it selects, and is otherwise as it is served.
 
 Beside the reward: the perplexity of the tales under the autoregressive sapling, which no contender
 sees, and the share of distinct word trigrams among the answers.
@@ -141,9 +142,9 @@ async def _size(bench: Bench, saplings: Saplings, size: int) -> dict[str, list[s
 
 
 def _tree(size: int, whole: float) -> Contender:
-    """The search as it is served, with half of best-of-N's evaluations."""
+    """The sequential search, with half of best-of-N's evaluations; else as it is served."""
     samples = max(1, math.floor(size * whole / LENGTH / 2))
-    return Contender("dts_star", 0, {"samples": samples})
+    return Contender("dts_star", 1, {"samples": samples})
 
 
 def _particles(size: int) -> Contender:

@@ -288,6 +288,8 @@ def test_levels_of_the_paper() -> None:
     assert branch_levels(64) == (64, 54, 44, 34, 24, 14)
     assert branch_levels(32) == (32, 27, 22, 17, 12, 7)
     assert branch_levels(2) == (2, 1)
+    assert branch_levels(32, surest_first=True) == (32, 27, 22, 17, 12, 7, 4, 2)
+    assert branch_levels(32, [16], surest_first=True) == (32, 16)
     assert branch_levels(1) == (1,)
     assert branch_levels(100, [80, 60, 100, 60]) == (100, 80, 60)
     assert branch_levels(50, []) == (50,)
