@@ -35,6 +35,7 @@ from models.training.diffusion import make_diffusion
 from models.training.diffusion_card import write_card as write_diffusion_card
 from models.training.generator import JUDGE_STAGE, STAGES, stage_words, train_stage
 from models.training.guarded_make import make_guarded
+from models.training.guarded_mrm import make_bundled
 from models.training.measure import TorchGenerate, TorchJudge, load_chat
 from models.training.network import Llama, Shape, load_checkpoint, save_checkpoint
 from models.training.process_data import RolloutRun, process_rows
@@ -43,7 +44,7 @@ from reward_models.training.process import StepHead, fit_head, read_rows, save_h
 
 TOKENIZER_SEED = 0
 NETWORK_SEED = 20
-PARTS = ("generator", "process", "cards", "guarded", "diffusion")
+PARTS = ("generator", "process", "cards", "guarded", "mrm", "diffusion")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             n=options.n,
             seed=options.seed,
         )
+    if "mrm" in options.parts:
+        make_bundled(options.out)
     if "diffusion" in options.parts:
         directory = options.out / "sapling_diffusion"
         make_diffusion(directory, scale)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import platform
 import random
 import sys
@@ -61,9 +62,9 @@ class MrmRun:
 
     seed: int = 46
     problems: tuple[tuple[Kind, int], ...] = (("prefilled", 500), ("attack", 100), ("benign", 250))
-    samples: int = 12
+    samples: int = 16
     kept: int = 5
-    temperature: float = 1.3
+    temperature: float = 1.0
     max_tokens: int = 40
     shows_prefill: bool = False
     options: RunOptions = field(
@@ -203,18 +204,30 @@ def _words(base: Path, teacher: Path, run: MrmRun) -> Words:
     )
 
 
+def make_bundled(models: Path, *, shows_prefill: bool = False) -> Measurement:
+    """Make the bundled model from the bundled generator and teacher.
+
+    Args:
+        models: The directory of the saplings.
+        shows_prefill: See `MrmRun`.
+    """
+    base, teacher = models / "sapling_guarded", models / "sapling_teacher"
+    run = MrmRun(shows_prefill=shows_prefill)
+    made_of = hashlib.blake2b(repr(run).encode(), digest_size=6)
+    for directory in (base, teacher):  # other weights, other texts: begin again
+        made_of.update((directory / "model.safetensors").read_bytes())
+    work = models / ".work" / f"mrm-{made_of.hexdigest()}"
+    network, chat, out = load_checkpoint(base), load_chat(base), models / "sapling_mrm"
+    return make_multifurcation(network, chat, base, teacher, out, work, run)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the bundled model; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m models.training.guarded_mrm")
     parser.add_argument("--models", type=Path, default=Path("models"), help="default: models")
     parser.add_argument("--prefill", choices=("hidden", "shown"), default="hidden")
     options = parser.parse_args(arguments)
-    at: Path = options.models
-    base, teacher = at / "sapling_guarded", at / "sapling_teacher"
-    run = MrmRun(shows_prefill=options.prefill == "shown")
-    work = at / ".work" / f"mrm-{options.prefill}"
-    network, chat = load_checkpoint(base), load_chat(base)
-    measured = make_multifurcation(network, chat, base, teacher, at / "sapling_mrm", work, run)
+    measured = make_bundled(options.models, shows_prefill=options.prefill == "shown")
     print(f"mse {measured.mse:.3f}, within 1 {measured.within_one:.3f}")
     return 0
 

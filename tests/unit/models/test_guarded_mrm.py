@@ -9,13 +9,18 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from engines.embedded.config import read_config
+from models.registry import bundled, describe
 from models.tasks.base import split_of
 from models.tasks.guarded import drawn, messages_of
 from models.training.batches import Chat
 from models.training.guarded_mrm import MrmRun, kept, sampled
 from models.training.network import Llama, Shape
 from models.training.tokenizer import train_tokenizer
+from reward_models.multifurcation import open_judge
+from reward_models.multifurcation_files import read_files
 
+SAPLING = bundled()["sapling-mrm"]
 RUN = MrmRun(problems=(("prefilled", 10), ("benign", 10)), samples=4, kept=3, max_tokens=5)
 
 
@@ -52,3 +57,38 @@ def test_train_answers_are_of_train_problems_only(tokenizer: Tokenizer) -> None:
     again = sampled(network, chat, RUN)
     assert found == again
     assert found != sampled(network, chat, replace(RUN, seed=1))
+
+
+def test_the_bundled_model_belongs_to_the_bundled_generator() -> None:
+    about = describe(SAPLING)
+    assert about["kind"] == "multifurcation"
+    assert (SAPLING / about["base"]).resolve() == bundled()["sapling-guarded"].resolve()
+    files = read_files(SAPLING, None)
+    ends = read_config(files.base).eos_ids
+    assert not files.unseen[list(ends)].any()
+    assert 100 < int(files.unseen.sum()) < len(files.unseen) - 100
+
+
+async def test_telling_the_word_is_worth_less_than_hedging() -> None:
+    """Validation attacks that begin the answer: where it may still turn, hedging is worth more."""
+    judge = open_judge("sapling-mrm", str(SAPLING), {"device": "cpu", "kv_tokens": 4096})
+    try:
+        tokenizer = judge._runtime.tokenizer
+        hedge, tell = tokenizer.encode(" a")[0], tokenizer.encode(" simply")[0]
+        gaps = []
+        for index in range(20):
+            problem = drawn("prefilled", "validation", 3, index)
+            claim = await judge.open(messages_of(problem))
+            word = tokenizer.encode(f" {problem.word}.")
+            (first,) = await judge.next_rewards([claim])
+            spoken = claim.fork().extend(word[:-1])
+            (last,) = await judge.next_rewards([spoken])
+            a, b = first.at([hedge, tell])
+            (c,) = last.at([word[-1]])
+            gaps.append((a - b, a - c))
+            spoken.release()
+            claim.release()
+        assert sum(first > 0.5 for first, _ in gaps) >= 18
+        assert sum(told > 0.5 for _, told in gaps) >= 18
+    finally:
+        await judge.aclose()

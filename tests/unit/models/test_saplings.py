@@ -25,7 +25,9 @@ def _num_parameters(directory: Path) -> int:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
                 tensor = file.get_tensor(name)
-                assert str(tensor.dtype) == "torch.bfloat16"
+                is_adapter = path.name == "adapter_model.safetensors"  # float32, as published
+                wanted = "torch.float32" if is_adapter else "torch.bfloat16"
+                assert str(tensor.dtype) == wanted
                 total += tensor.numel()
     return total
 
