@@ -13,6 +13,7 @@ from engines.base import NextTokens
 from reward_models.base import UNSEEN
 
 _SLACK: Final = 1e-5  # engines add up probabilities in float32
+_FAINT: Final = 1e-2  # a mass that one minus all the others would give too few digits of
 _DECIMALS: Final = 5  # as values are rounded everywhere before anyone ranks by them
 
 
@@ -47,7 +48,13 @@ def nucleus(listed: NextTokens, top_p: float, banned: Collection[int]) -> NextTo
         The tokens, with the log-probabilities that they were listed with; None where more than
         those listed are needed.
     """
-    needed = top_p * (1.0 - banned_mass(listed, banned)) - 1e-9
+    rest = 1.0 - banned_mass(listed, banned)
+    if rest < _FAINT:
+        if listed.tail_mass > 0.0:
+            return None
+        pairs = zip(listed.ids, listed.logps, strict=True)
+        rest = math.fsum(math.exp(logp) for token, logp in pairs if token not in banned)
+    needed = top_p * rest * (1.0 - 1e-9)
     ids: list[int] = []
     logps: list[float] = []
     held = 0.0
@@ -58,7 +65,7 @@ def nucleus(listed: NextTokens, top_p: float, banned: Collection[int]) -> NextTo
             ids.append(token)
             logps.append(logp)
             held += math.exp(logp)
-    is_short = held < needed - _SLACK or not ids
+    is_short = held < needed - _SLACK * rest or not ids
     if is_short and listed.tail_mass > 0.0:
         return None
     return NextTokens(tuple(ids), tuple(logps), max(0.0, 1.0 - held))
@@ -66,7 +73,7 @@ def nucleus(listed: NextTokens, top_p: float, banned: Collection[int]) -> NextTo
 
 def mass_beside(top_p: float, banned: float) -> float:
     """The mass that surely holds the nucleus of the rest, when `banned` of it must not come."""
-    return 1.0 if banned > 1.0 - _SLACK else min(top_p + banned * (1.0 - top_p), 1.0)
+    return 1.0 if banned > 1.0 - _FAINT else min(top_p + banned * (1.0 - top_p), 1.0)
 
 
 def banned_mass(listed: NextTokens, banned: Collection[int]) -> float:

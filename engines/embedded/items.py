@@ -52,16 +52,18 @@ def next_tokens(
 
 def _nucleus(row: torch.Tensor, mass: float) -> NextTokens:
     """The likeliest tokens in front of which there is less than `mass`, at least one."""
-    size = _FIRST_LISTED
+    size = _FIRST_LISTED if mass < 1.0 else len(row)
     while True:
         found, tensor = _likeliest(row, size)
         logps, count, held = tensor.tolist(), 0, 0.0
-        while count < len(logps) and (held < mass or not count):
+        # Sums of float32 come to 1 before all is listed: who asks for all of it gets every token.
+        while count < len(logps) and (held < mass or not count or mass >= 1.0):
             held += math.exp(logps[count])
             count += 1
         if held >= mass or size >= len(row):
             ids = tuple(found[:count].tolist())
-            return NextTokens(ids, tuple(logps[:count]), max(0.0, 1.0 - held))
+            tail = max(0.0, 1.0 - held) if count < len(row) else 0.0
+            return NextTokens(ids, tuple(logps[:count]), tail)
         size *= 8
 
 

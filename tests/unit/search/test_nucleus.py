@@ -89,6 +89,15 @@ def test_sums_of_another_precision_are_no_reason_to_ask_again() -> None:
     assert of(short, 0.8) == (0, 1)
 
 
+def test_what_a_ban_leaves_is_a_whole_nucleus_however_faint() -> None:
+    faint, banned = (1 - 6e-6, 3e-6, 2e-6, 1e-6), frozenset({0})
+    for size in (1, 2, 3):
+        assert nucleus(listed(faint, size), 0.8, banned) is None
+    assert mass_beside(0.8, banned_mass(listed(faint, 1), banned)) == 1.0
+    row = NextTokens((0, 1, 2, 3), tuple(map(math.log, faint)), 0.0)
+    assert [of(row, top_p, banned) for top_p in (0.4, 0.8, 0.9)] == [(1,), (1, 2), (1, 2, 3)]
+
+
 def test_all_that_is_listed_is_banned() -> None:
     banned = frozenset({0})
     assert nucleus(NextTokens((0,), (-1e-9,), 1e-9), 0.5, banned) is None
