@@ -52,17 +52,19 @@ _LEVEL: Final = 0.05
 
 async def measure(bench: Bench) -> None:
     """Both sizes, and what is read beside the reward."""
-    names = [f"diffusion.{name}.n{size}" for size in _SEEDS for name in _OF_SIZE]
-    if not any([bench.wants(name) for name in (*names, *_BESIDE)]):
+    sizes = [size for size in sorted(_SEEDS) if any([*map(bench.wants, _names(size))])]
+    is_beside = any([*map(bench.wants, _BESIDE)])
+    if not sizes and not is_beside:
         return
     async with open_diffusion() as saplings:
         answers: dict[str, list[str]] = {}
-        for size in sorted(_SEEDS):
-            found = await _size(bench, saplings, size)
+        for size in sizes or [min(_SEEDS)]:
+            found = await _size(bench, saplings, size, largest=max(sizes, default=0))
             if found is None:
                 return
             answers = answers or found
-    await _beside(bench, answers)
+    if is_beside:
+        await _beside(bench, answers)
 
 
 _OF_SIZE: Final = ("nfe_share_of_best_of_n", "dts_star_minus_fk")
@@ -102,7 +104,13 @@ def mixed(seed: int, split: Split) -> Source:
     return draw
 
 
-async def _size(bench: Bench, saplings: Saplings, size: int) -> dict[str, list[str]] | None:
+def _names(size: int) -> list[str]:
+    return [f"diffusion.{name}.n{size}" for name in _OF_SIZE]
+
+
+async def _size(
+    bench: Bench, saplings: Saplings, size: int, *, largest: int
+) -> dict[str, list[str]] | None:
     """Both figures of one size over its seeds; the answers of the first seed, by contender."""
     gaps: list[Column] = []
     curves: list[Rows] = []
@@ -111,7 +119,7 @@ async def _size(bench: Bench, saplings: Saplings, size: int) -> dict[str, list[s
     count = bench.at_most(_PROBLEMS)
     for offset in range(_SEEDS[size]):
         lab = _lab(bench, saplings, bench.seed + offset, size)
-        drawn = max(_SEEDS) if offset == 0 else size
+        drawn = max(size, largest) if offset == 0 else size
         plain = await lab.run(Contender("best_of_n", drawn), range(count))
         if plain is None:
             return None
