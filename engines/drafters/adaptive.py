@@ -33,8 +33,6 @@ _LENGTHS: Final = (8, 6, 4, 3, 2)
 _COUNTED: Final = (3, 2, 1)
 """Of contexts with rows, longest first."""
 _REACH: Final = max(_LENGTHS)
-_HEARD: Final = 0.5
-"""Voices are heard down to this share of the least probability that matters."""
 _FIRST: Final = (
     *(0.95, 0.9, 0.8, 0.7, 0.6),
     *(0.3 for _ in _COUNTED for _ in range(FULLNESS)),
@@ -104,7 +102,7 @@ class Adaptive(Learner):
         mix, rows = own.trust.mix, own.rows
 
         def successors(tail: TokenIds, least: float) -> Iterable[tuple[int, float]]:
-            return mix(_voices(rows, local, tail), _HEARD * least).items()
+            return mix(_voices(rows, local, tail), least).items()
 
         return grow(
             tuple(context[-_REACH:]),

@@ -1,8 +1,8 @@
 """Tokens a second with the drafter on over those without, cell by cell.
 
 One engine serves both, in turns, on the same prompts with the same seeds; a repeat has prompts of
-its own. Prompts are computed beforehand, for both. A repeat's ratio is that of tokens a second; a
-cell is the median over repeats with its 95 % bootstrap interval.
+its own, a batch of them at a time. Prompts are computed beforehand, for both. A repeat's ratio is
+that of tokens a second; a cell is the median over repeats with its 95 % bootstrap interval.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ DRAFTER: Final = "adaptive"
 BATCHES: Final = (1, 4, 16)
 TEMPERATURES: Final[Mapping[str, float]] = {"greedy": 0.0, "t1": 1.0}
 _WARM: Final = 24  # answers of each workload
+_WARM_BATCH: Final = 4
+_LEAST_ANSWERS: Final[Mapping[str, int]] = {"sapling": 8, "wide": 2}
+"""In a repeat, however small the batch: a shorter one would be over before it can be timed."""
 _NARROW: Final = 0.10  # width of the interval of the cell that gained least
 _MOST_REPEATS: Final = 49
 
@@ -71,7 +74,7 @@ class Cells:
         for workload in dict.fromkeys(cell.workload for cell in cells):
             prefixes = await self._prefixes(workload, "train", range(self._bench.at_most(_WARM)))
             for mode in TEMPERATURES:
-                await self._tokens_per_s(prefixes, workload, mode, DRAFTER, 0)
+                await self._tokens_per_s(prefixes, Cell(workload, mode, _WARM_BATCH), DRAFTER, 0)
             _release(prefixes)
 
     async def measure(self, cell: Cell, repeats: int, *, narrow: bool = False) -> Measured:
@@ -90,14 +93,13 @@ class Cells:
 
     async def _repeat(self, cell: Cell, repeat: int) -> float:
         """One turn of both; who goes first alternates."""
-        first = 10_000 * (1 + CELLS.index(cell)) + repeat * cell.batch
-        prefixes = await self._prefixes(cell.workload, "test", range(first, first + cell.batch))
+        count = max(cell.batch, _LEAST_ANSWERS[self._model])
+        first = 10_000 * (1 + CELLS.index(cell)) + repeat * count
+        prefixes = await self._prefixes(cell.workload, "test", range(first, first + count))
         speeds: dict[str | None, float] = {}
         order: list[str | None] = [None, DRAFTER]
         for drafter in order if repeat % 2 == 0 else reversed(order):
-            speeds[drafter] = await self._tokens_per_s(
-                prefixes, cell.workload, cell.mode, drafter, repeat
-            )
+            speeds[drafter] = await self._tokens_per_s(prefixes, cell, drafter, repeat)
         _release(prefixes)
         return speeds[DRAFTER] / speeds[None]
 
@@ -113,21 +115,18 @@ class Cells:
         return prefixes
 
     async def _tokens_per_s(
-        self,
-        prefixes: Sequence[Prefix],
-        workload: Workload,
-        mode: str,
-        drafter: str | None,
-        repeat: int,
+        self, prefixes: Sequence[Prefix], cell: Cell, drafter: str | None, repeat: int
     ) -> float:
-        how = workload.sampling(TEMPERATURES[mode], drafter)
+        how = cell.workload.sampling(TEMPERATURES[cell.mode], drafter)
+        seed = self._bench.seed + 1000 * repeat
+        places = asyncio.Semaphore(cell.batch)
+
+        async def one(at: int, prefix: Prefix) -> int:
+            async with places:
+                return await _drawn(self._engine, prefix, how, seed + at)
+
         begin = time.perf_counter()
-        counts = await asyncio.gather(
-            *(
-                _drawn(self._engine, prefix, how, self._bench.seed + 1000 * repeat + at)
-                for at, prefix in enumerate(prefixes)
-            )
-        )
+        counts = await asyncio.gather(*(one(at, prefix) for at, prefix in enumerate(prefixes)))
         return sum(counts) / (time.perf_counter() - begin)
 
 
