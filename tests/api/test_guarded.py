@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -48,3 +50,13 @@ async def test_saffron_keeps_what_a_begun_answer_tells() -> None:
     assert content_of(chunks_of(streamed.text)) == contents[0]
     assert told["single"] >= 6
     assert told["saffron"] <= told["single"] - 3
+
+
+async def test_the_readme_says_what_happens() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## A jail-broken answer")[2].partition("\n## ")[0]
+    asked = json.loads(section.partition(" -d '")[2].partition("'\n```")[0])
+    async with serving(Settings()) as app, client_of(app) as client:
+        for bough in (None, {"strategy": "saffron"}):
+            reply = (await client.post(CHAT, json={**asked, "bough": bough})).json()
+            assert f'"{reply["choices"][0]["message"]["content"]}"' in section
