@@ -16,11 +16,11 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
-from engines.base import ChatMessage, Engine, Sampling
+from engines.base import Capability, ChatMessage, Engine, Sampling
 from reward_models.base import RewardModel
 from search.budget import Limits, Spend
 from search.errors import BudgetExhausted, ParamsError
-from search.registry import describe, make_strategy
+from search.registry import describe, make_strategy, strategy_class
 from search.run import Piece, Result, Run, RunRequest
 from search.tree import SearchTree, TreeEvent
 
@@ -164,7 +164,9 @@ async def closing_the_stream_frees_everything(subject: Subject) -> None:
 async def budgets_hold(subject: Subject) -> None:
     """No limit is exceeded; what was produced is returned; nothing at all is BudgetExhausted."""
     amounts = (0, 1, 2, 3, 5, 8, 13, 40)
-    for name in ("generated_tokens", "candidates", "reward_calls"):
+    denoises = Capability.DENOISE in strategy_class(subject.name).requires
+    spent_on_denoising = ("nfe",) if denoises else ()
+    for name in ("generated_tokens", "candidates", "reward_calls", *spent_on_denoising):
         for amount in amounts:
             await _holds(subject, name, amount)
 
