@@ -1,10 +1,10 @@
 """The drafter to use: everything known about a context in one estimate, grown best-first.
 
 Voices estimate what follows, from the most specific to the least: what came after the same last 8
-to 2 tokens the last time in this run; counts by the tenant's last 3 to 1 tokens; the model's own
-distribution when it last stood after those, on rejected nodes too. Each gets a share of the
-probability and leaves the rest to the next; shares are learnt by tenant from every token that
-comes (`contexts.Trust`). The tree is the best of its size under that.
+to 1 tokens the last time in this run, and after the last one alone; counts by the tenant's last 3
+to 1 tokens; the model's own distribution when it last stood after those, on rejected nodes too.
+Each gets a share of the probability and leaves the rest to the next; shares are learnt by tenant
+from every token that comes (`contexts.Trust`). The tree is the best of its size under that.
 
 Source: the corrected algorithm for Liu et al. 2024 (arXiv 2407.12021); overwriting by verified
 distributions as in Token Recycling (arXiv 2408.08696), for longer contexts too.
@@ -28,13 +28,13 @@ from engines.drafters.runs import Recent
 
 _KIND: Final = "adaptive"
 _SHARED_ROWS: Final = 20_000  # in a snapshot
-_LENGTHS: Final = (8, 6, 4, 3, 2)
+_LENGTHS: Final = (8, 6, 4, 3, 2, 1)
 """Of contexts whose last successor in the run is kept, longest first."""
 _COUNTED: Final = (3, 2, 1)
 """Of contexts with rows, longest first."""
 _REACH: Final = max(_LENGTHS)
 _FIRST: Final = (
-    *(0.95, 0.9, 0.8, 0.7, 0.6),
+    *(0.95, 0.9, 0.8, 0.7, 0.6, 0.3),
     *(0.3 for _ in _COUNTED for _ in range(FULLNESS)),
     *(0.3, 0.3, 0.5),
 )
@@ -180,6 +180,8 @@ def _voices(rows: Contexts, local: Mapping[TokenIds, int], tail: TokenIds) -> It
         if length <= size and (token := local.get(tail[size - length :])) is not None:
             yield number, {token: 1.0}, 1.0
             break
+    if length > 1 and size and (token := local.get(tail[-1:])) is not None:
+        yield _FIRST_COUNTS - 1, {token: 1.0}, 1.0
     for number, length in enumerate(_COUNTED):
         if length <= size and (row := rows.get(tail[size - length :])) is not None:
             if row.weights:
