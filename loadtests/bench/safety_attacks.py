@@ -221,9 +221,7 @@ class Attacks:
         ratio, is_reached = ratio_at_equal_success(ours, curves, self._bench.seed)
         rates = [[(one.compute, float(one.success.mean())) for one in curve] for curve in curves]
         most = cheapest(rates, target).compute
-        end = "is as safe at" if is_reached else "is as safe by"
-        self._bench.say(
-            f"saffron: {ours.compute:.3g} for {target:.3f}; no baseline {end} {most:.3g}"
-        )
+        words = "the cheapest baseline needs" if is_reached else "no baseline is as safe by"
+        self._bench.say(f"saffron: {ours.compute:.3g} for {target:.3f}; {words} {most:.3g}")
         unit = "ratio" if is_reached else "ratio, at most"
         self._bench.put_measured(RATIO, ratio, unit=unit, better="lower")
