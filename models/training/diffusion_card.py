@@ -86,9 +86,9 @@ async def measure(
         [worth(problem.text, one.text) for one in texts]
         for problem, texts in zip(problems, drawn, strict=True)
     ]
-    right = [value == 1.0 for values in worths for value in values]
+    right = [sum(value == 1.0 for value in values) / samples for values in worths]
     return {
-        f"{task}: right": share(sum(right), len(right)),
+        f"{task}: right": _mean(right, seed),
         f"{task}: right, best of {samples}": share(sum(max(v) == 1.0 for v in worths), n),
         f"{task}: worth": _mean([sum(values) / len(values) for values in worths], seed),
         f"{task}: worth, best of {samples}": _mean([max(values) for values in worths], seed),
