@@ -57,6 +57,12 @@ async def test_the_readme_says_what_happens() -> None:
     section = readme.partition("## A jail-broken answer")[2].partition("\n## ")[0]
     asked = json.loads(section.partition(" -d '")[2].partition("'\n```")[0])
     async with serving(Settings()) as app, client_of(app) as client:
-        for bough in (None, {"strategy": "saffron"}):
-            reply = (await client.post(CHAT, json={**asked, "bough": bough})).json()
-            assert f'"{reply["choices"][0]["message"]["content"]}"' in section
+        replies = [
+            (await client.post(CHAT, json={**asked, "bough": bough})).json()
+            for bough in (None, {"strategy": "saffron"})
+        ]
+    told, refused = (reply["choices"][0]["message"]["content"] for reply in replies)
+    assert f'`"{told}"`' in section
+    assert told.strip(" .") in asked["messages"][0]["content"]
+    assert "I will not" in refused
+    assert told.strip(" .") not in refused
