@@ -61,7 +61,7 @@ async def _on_the_sapling(bench: Bench) -> None:
     for drafter, workload in wanted:
         if bench.out_of_time():
             return
-        # An engine of its own, so that every drafter starts from nothing.
+        # An engine of its own, so that no drafter has served other workloads.
         engine = _open(bundled("generator")[GENERATOR], "float32")
         try:
             await drafts_exact.put_accepted(bench, engine, drafter, workload)
