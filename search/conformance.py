@@ -227,7 +227,8 @@ def _refused(name: str, params: dict[str, Any]) -> None:
 
 
 def _timeless(result: Result) -> Result:
-    spent: Spend = replace(result.spent, wall_ms=0)
+    # What was drafted depends on what the engine's drafter has learnt by then.
+    spent: Spend = replace(result.spent, wall_ms=0, drafted_tokens=0, accepted_tokens=0)
     # The peak depends on how far children happen to be when others land.
     return replace(
         result, spent=spent, tree=replace(result.tree, peak_kv_tokens=0, cached_tokens=0)

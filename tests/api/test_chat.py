@@ -217,7 +217,8 @@ async def test_what_a_strategy_decided_is_said() -> None:
     settings = echo_settings(cache={"responses": True})
     async with serving(settings) as app, client_of(app) as client:
         for _ in range(2):  # the second comes from the cache
-            response = await client.post(CHAT, json=body(bough={"strategy": "auto"}, seed=7))
+            asked = {"strategy": "auto", "params": {"look": 4}}
+            response = await client.post(CHAT, json=body(bough=asked, seed=7))
             assert response.headers["x-bough-strategy"] == "auto"
             told = response.json()["bough"]
             assert told["strategy"] == "auto"

@@ -112,11 +112,13 @@ DEEP = {"width": 4, "max_depth": 4}
 STRATEGIES: dict[str, dict[str, Any]] = {
     **{name: {"width": 3} for name in load("bough.strategies")},
     "single": {},
+    "draft_verify": {},
     "beam": DEEP,
     "ets": DEEP,
 }
 UNFIT = {
     "annealed": "schedule",
+    "draft_verify": "drafter",
     "saffron": "next_logprobs",
     **dict.fromkeys(("dts", "dts_star", "fk_steering"), "denoise"),
 }
@@ -178,7 +180,7 @@ STEPPED = [name for name in STRATEGIES if Capability.CONTINUE_TEXT in strategy_c
 
 @pytest.mark.parametrize("strategy", STEPPED)
 async def test_steps_need_an_upstream_that_goes_on(strategy: str, bough: str) -> None:
-    engine = open_engine("up", "tiny", {"base_url": bough})
+    engine = open_engine("up", "tiny", {"base_url": bough, "dialect": "plain"})
     with pytest.raises(UnsupportedByEngine, match="continue_text"):
         run_of(engine, strategy)
     await engine.aclose()

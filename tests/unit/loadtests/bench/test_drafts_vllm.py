@@ -13,7 +13,7 @@ from loadtests.bench.drafts_vllm import Measured, Outcome, Plan, options_of, tak
 
 
 class Talker:
-    """Says the prompt's tokens; counts five drafted tokens and four accepted ones for every answer."""
+    """Says the prompt's tokens; five drafted and four accepted ones for every answer."""
 
     def __init__(self, name: str, log: list[tuple[str, int]], *, errs: bool = False) -> None:
         self.name, self.log, self.errs = name, log, errs
