@@ -26,7 +26,7 @@ class DtsStarParams(TreeSearchParams):
         "trusts a branch of many good texts more than one lucky text.",
     )
     c_uct: float = Field(
-        default=0.3,
+        default=1.0,
         ge=0,
         le=100,
         description="Weight of the exploration bonus, in standard deviations of the rewards.",
