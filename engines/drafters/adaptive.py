@@ -87,9 +87,10 @@ class Adaptive(Learner):
         )
 
     def begin(self, run: str, prompt: Sequence[int], *, tenant: str) -> None:
-        """Learn the prompt, for this run only."""
+        """Learn the prompt, for this run only; of a very long one the end, so that answers fit."""
         self._runs.drop((tenant, run))
-        self._remember(self._runs[tenant, run], (), tuple(prompt))
+        fits = self._max_run_contexts // (2 * len(_LENGTHS))
+        self._remember(self._runs[tenant, run], (), tuple(prompt[-fits:]))
 
     def propose(
         self, context: Sequence[int], budget_nodes: int, *, run: str, tenant: str

@@ -124,3 +124,14 @@ def test_adaptive_goes_on_where_only_the_last_two_tokens_were_seen_before() -> N
     tree = drafter.propose((*context, 4), 4, run="run", tenant="a")
     assert tree.path(3) == (5, 6, 7, 8)
     assert tree.logps[0] > math.log(0.5)
+
+
+def test_adaptive_learns_the_end_of_a_prompt_that_is_too_long() -> None:
+    drafter = Adaptive(max_run_contexts=1200)
+    prompt = tuple(range(1000))
+    drafter.begin("r", prompt, tenant="t")
+    assert drafter.propose(prompt[-8:-4], 4, run="r", tenant="t").tokens == prompt[-4:]
+    assert drafter.propose(prompt[:4], 4, run="r", tenant="t") == EMPTY
+    assert drafter.stats().entries <= 600
+    drafter.observe(EMPTY, (5000,), prompt[-8:], run="r", tenant="t")
+    assert drafter.propose(prompt[-8:], 1, run="r", tenant="t").tokens == (5000,)
