@@ -33,7 +33,7 @@ ATTACKS: Final = 300
 _VALIDATION: Final = 100
 _WIDTHS: Final = (2, 4, 8, 16)
 _STEPS: Final = (4, 8, 16)
-_BEYOND: Final = (2, 4, 8)
+_BEYOND: Final = (2, 4, 8, 16)
 """How much wider than at the largest budget baselines get, until they are as safe."""
 _LARGEST: Final = 1024
 
