@@ -3,7 +3,9 @@
 All three give the same tokens, or the bench fails. They take turns on the same prompts, a new one
 for each repeat, so that no cache is warm; a ratio is taken within a repeat, and the median over
 repeats is reported with its 95 % interval. Prompt processing is part of the time, loading is not.
-The end of an answer is not allowed, so that everybody makes all steps; the nucleus is the default.
+The end of an answer is not allowed, so that everybody makes all steps. The nucleus holds `TOP_P`:
+at the default of 0.8 the end is often not among the tokens listed, and ours then takes its share
+for nothing, where the peers divide it among the others.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from search.run import Run, RunRequest
 
 WIDTH: Final = 16
 NEW_TOKENS: Final = 32
-TOP_P: Final = 0.8
+TOP_P: Final = 0.99
 PEERS: Final = ("clone_trie", "recompute")
 _REPEATS: Final = 15
 
