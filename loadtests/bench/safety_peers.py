@@ -85,12 +85,20 @@ def search(
         logits = policy([prompt + answer for answer in beam])  # (B, V)
         values = rewards([reward_prompt + answer for answer in beam]) + head.bias  # (B, V)
         values = values.masked_fill(head.unseen, UNSEEN)
-        logits[:, banned] = -torch.inf
-        likeliest = logits.softmax(-1).sort(dim=-1, descending=True, stable=True)
+        shares = logits.softmax(-1)
+        order = shares.sort(dim=-1, descending=True, stable=True)
+        is_listed = (order.values.cumsum(-1) - order.values < knobs.top_p).gather(
+            1, order.indices.argsort(-1)
+        )
+        # A banned token's share is the others' where it is in the nucleus, as with ours.
+        is_shared = (is_listed[:, banned]).any(-1)
+        shares[:, banned] = 0.0
+        limits = knobs.top_p * torch.where(is_shared, shares.sum(-1), 1.0)
+        likeliest = shares.sort(dim=-1, descending=True, stable=True)
         before = likeliest.values.cumsum(-1) - likeliest.values
         choices = []
         for place in range(len(beam)):
-            ids = likeliest.indices[place][before[place] < knobs.top_p]
+            ids = likeliest.indices[place][before[place] < limits[place]]
             worth = values[place][ids].double()
             allowed = worth > UNSEEN
             if not bool(allowed.any()):  # all of it forbidden: the likeliest, behind the others

@@ -3,9 +3,8 @@
 All three give the same tokens, or the bench fails. They take turns on the same prompts, a new one
 for each repeat, so that no cache is warm; a ratio is taken within a repeat, and the median over
 repeats is reported with its 95 % interval. Prompt processing is part of the time, loading is not.
-The end of an answer is not allowed, so that everybody makes all steps. The nucleus holds `TOP_P`:
-at the default of 0.8 the end is often not among the tokens listed, and ours then takes its share
-for nothing, where the peers divide it among the others.
+The end of an answer is not allowed, so that everybody makes all steps. The nucleus holds `TOP_P`,
+which keeps nearly all beams taken.
 """
 
 from __future__ import annotations
