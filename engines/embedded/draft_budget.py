@@ -5,10 +5,11 @@ trees of a batch are taken in order of that chance for as long as tokens a secon
 best number is none, drafters are asked more and more rarely, so that a server that is busy without
 drafts is as fast as one that never heard of them.
 
-Costs are lines over the width, fitted to the latest steps; where they make drafting look useless
-for long, a draft is verified all the same now and then, and where it is useful, a step without one.
-A drafter's probabilities are scaled by how many
-of its drafts were accepted against how many it claimed, by run.
+Costs are lines over the width, fitted to the latest steps. They begin with a trial, a few steps
+with drafts of one branch, and where drafting looks useless for long there is another one, since
+what is rarely run is slow for that alone; where it is useful, a step without drafts is measured now
+and then. A drafter's probabilities are scaled by how many of its drafts were accepted against how
+many it claimed, by run.
 
 Source: the budget max (1 + accepted(k)) / T(k) of the corrected algorithm for Liu et al. 2024
     (arXiv 2407.12021); measured while serving instead of at the start, because the cost depends on
@@ -30,7 +31,11 @@ _PATIENCE: Final = 4  # proposals in vain before drafters are asked more rarely
 _LONGEST_PAUSE: Final = 63  # steps
 _UNNOTICED: Final = 0.01  # of the time, for asking in vain
 _RENEWAL: Final = 64  # steps with drafts after which one without is measured again
-_OUTDATED: Final = 256  # steps without drafts after which one with a draft is measured again
+_TRIAL: Final = (8, 8, 8, 4, 2, 8, 4)  # nodes verified in the steps of a trial
+_COLD: Final = 2  # steps of a trial that are not measured: code and memory that nobody used lately
+_FIRST_TRIAL: Final = 4  # steps without drafts before the first trial
+_NEXT_TRIAL: Final = 256  # and before the next one, twice as many each time that it is in vain
+_LAST_TRIAL: Final = 4096
 _GRID: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -100,6 +105,14 @@ class DraftBudget:
         self._steps_left = 0
         self._since_plain = 0
         self._since_wide = 0
+        self._was_wide = False
+        self._until_trial = _FIRST_TRIAL
+        self._trial: list[int] = []  # nodes to verify in the steps of the trial that are left
+
+    @property
+    def is_trying(self) -> bool:
+        """Whether drafts of one branch are verified only to learn what that costs."""
+        return bool(self._trial)
 
     @property
     def is_resting(self) -> bool:
@@ -108,6 +121,12 @@ class DraftBudget:
 
     def ask(self) -> int:
         """Nodes to ask a drafter for now; 0 is not to ask."""
+        if not self._trial and self._since_wide >= self._until_trial:
+            self._trial = list(reversed(_TRIAL))
+        if self._trial:
+            return min(self._max_nodes, max(_TRIAL))
+        if not self._wide.is_known:
+            return 0
         if self._steps_left > 0:
             self._steps_left -= 1
             return 0
@@ -129,14 +148,21 @@ class DraftBudget:
             self._typical += 0.2 * (count / len(chances) - self._typical)
         else:
             self._typical = max(1.0, 0.9 * self._typical)
-            if chances and self.is_outdated:
-                keep[0] = len(chances[0])
         return keep
 
-    @property
-    def is_outdated(self) -> bool:
-        """Whether a draft should be verified only to learn what that costs now."""
-        return self._since_wide > _OUTDATED
+    def attempt(self, drafted: int) -> int:
+        """How many of `drafted` nodes to verify in the next step of a trial.
+
+        Steps are measured anew, from the first one on that is warm. When the trial is over,
+        drafters are asked until it turns out to be in vain.
+        """
+        nodes = self._trial.pop()
+        if len(_TRIAL) - len(self._trial) == _COLD:
+            self._wide, self._asking = StepCost(), 0.0
+        if not self._trial:
+            self._failures = self._steps_left = self._since_wide = 0
+            self._until_trial = min(_LAST_TRIAL, max(_NEXT_TRIAL, 2 * self._until_trial))
+        return min(nodes, drafted)
 
     def probe(self, chances: Sequence[float], drafting: int, branches: int) -> None:
         """Find out while resting, from one tree, whether trees for all would be worth it.
@@ -156,6 +182,7 @@ class DraftBudget:
         gain, count = self._best([0.0, *accumulate(chances)], branches)
         if gain > _MARGIN:
             self._failures = self._steps_left = 0
+            self._until_trial = _NEXT_TRIAL
             return count
         self._failures += 1
         if self.is_resting:
@@ -179,20 +206,29 @@ class DraftBudget:
     def took(self, branches: int, rows: int, seconds: float) -> None:
         """A step of so many branches and, with what was drafted, rows took so long."""
         if rows == branches:
-            self._since_plain = 0
             self._since_wide += 1
-            self._plain.learn(rows, seconds)
+            if self._was_wide:  # it had to be planned afresh, which the next one need not be
+                self._was_wide = False
+            else:
+                self._since_plain = 0
+                self._plain.learn(rows, seconds)
             return
+        self._was_wide = True
         self._since_plain += 1
         self._since_wide = 0
-        if not self._wide.is_known and self._plain.is_known:
-            self._wide.learn(branches, self._plain(branches))
-        self._wide.learn(rows, seconds)
+        if not self._is_cold:
+            self._wide.learn(rows, seconds)
+
+    @property
+    def _is_cold(self) -> bool:
+        return len(self._trial) > len(_TRIAL) - _COLD
 
     def asked(self, seconds: float, branches: int) -> None:
         """Drafters took so long to propose for so many branches."""
         each = (seconds + self._teaching) / branches
         self._teaching = 0.0
+        if self._is_cold:
+            return
         old = self._asking
         self._asking = old + _WEIGHT * (min(each, 2.0 * old) - old) if old else each
 

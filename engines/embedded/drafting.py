@@ -65,17 +65,21 @@ class Drafting:
         drafting = [branch for branch in branches if branch.drafter is not None]
         if not nodes or not drafting:
             return None
+        is_trial = self.budget.is_trying
         is_probe = self.budget.is_resting and len(drafting) > 1
+        one = is_trial or is_probe
         started = time.thread_time()
-        asked = [self._ask(branch, nodes) for branch in (drafting[:1] if is_probe else drafting)]
+        asked = [self._ask(branch, nodes) for branch in (drafting[:1] if one else drafting)]
         self.budget.asked(time.thread_time() - started, len(asked))
         chances = [[min(1.0, trust * math.exp(p)) for p in tree.logps] for tree, trust in asked]
-        if is_probe:
-            self.budget.probe(chances[0], len(drafting), len(branches))
-            if not self.budget.is_outdated:
-                return None
+        if is_trial:
+            if not chances[0]:
+                return None  # nothing to try it with yet
             asked += [(EMPTY, 1.0)] * (len(drafting) - 1)
-            keep = [len(tree) for tree, _ in asked]
+            keep = [self.budget.attempt(len(chances[0])), *([0] * (len(drafting) - 1))]
+        elif is_probe:
+            self.budget.probe(chances[0], len(drafting), len(branches))
+            return None
         else:
             keep = self.budget.cut(chances, len(branches))
         if not any(keep):

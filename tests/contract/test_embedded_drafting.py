@@ -36,6 +36,10 @@ class Eager(DraftBudget):
     def is_resting(self) -> bool:
         return False
 
+    @property
+    def is_trying(self) -> bool:
+        return False
+
 
 @dataclass
 class Knows:
