@@ -50,9 +50,10 @@ UNDER_ANY_JUDGE = sorted(
     name
     for name in load("bough.strategies")
     if not getattr(strategy_class(name), "needs_next_rewards", False)
-    and Capability.DENOISE not in strategy_class(name).requires
+    and not strategy_class(name).requires & {Capability.DENOISE, Capability.DRAFTER}
 )
-"""Strategies of models that go token by token, that need no reward of every next token."""
+"""Strategies of models that go token by token, that need no reward of every next token and no
+drafter: whatever generates and whatever judges carries them."""
 
 OF_TOKENS = [
     name

@@ -9,17 +9,13 @@ from typing import Any
 from fastapi import FastAPI
 from openai import AsyncOpenAI
 
-from engines.base import Capability
-from search.registry import strategy_class
 from server.services import Services
 from server.settings import Settings
 from tests.api.harness import CHAT, Exchange, claimed_pages, client_of
 from tests.every_strategy import UNDER_ANY_JUDGE
 
 STRATEGIES: dict[str, dict[str, Any]] = {
-    name: {"width": 4} if "width" in strategy_class(name).Params.model_fields else {}
-    for name in UNDER_ANY_JUDGE
-    if Capability.DRAFTER not in strategy_class(name).requires  # SGLang takes none of ours
+    name: {} if name == "single" else {"width": 4} for name in UNDER_ANY_JUDGE
 }
 STRATEGIES["annealed"]["decay_tokens"] = 10.0  # cold in time for an answer of some thirty tokens
 QUESTION = "Ann has 3 red beads and 4 blue beads. Ben gives Ann 5 beads. How many beads?"
