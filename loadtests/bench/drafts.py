@@ -1,10 +1,11 @@
 """``bough bench drafts``: lossless? how many tokens accepted a step? how many tokens a second?
 
 Speed is `adaptive` over plain decoding in one engine that has served 24 answers of each workload
-before (`drafts_speed`); "sapling" is the bundled generator in float32, the other one its widening
-to 53 million parameters (`drafts_widen`) in bfloat16, its published dtype. Acceptance is that of
-all drafters on the sapling with the same 16 nodes a step (`drafts_exact`). ``--n`` is the number of
-repeats of a speed-up (default 7), and caps samples elsewhere.
+before (`drafts_speed`); "sapling" is the bundled generator, the other one its widening to 53
+million parameters (`drafts_widen`), both in float32, in which drafting changes no answer. The
+widened one at batch 1 follows in bfloat16, named so: many rows cost little more than one there.
+Acceptance is that of all drafters on the sapling with the same 16 nodes a step (`drafts_exact`).
+``--n`` is the number of repeats of a speed-up (default 7), and caps samples elsewhere.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,8 +31,9 @@ from models.evaluate import Measured
 from models.registry import bundled
 
 REPEATS: Final = 7
-_STEMS: Final[Mapping[str, str]] = {"wide": "drafts.speedup", "sapling": "drafts.sapling.speedup"}
-_DTYPES: Final[Mapping[str, str]] = {"wide": "bfloat16", "sapling": "float32"}
+STEMS: Final[Mapping[str, str]] = {"wide": "drafts.speedup", "sapling": "drafts.sapling.speedup"}
+"""Of the figures of each model's cells."""
+_BFLOAT16: Final = "drafts.bfloat16.speedup"
 _ON_VLLM: Final = ("adaptive", "ngram", "suffix")
 
 
@@ -107,55 +110,80 @@ def _on_vllm(bench: Bench) -> None:
 
 
 def _speed(bench: Bench) -> None:
-    """Both models; then the cell that gained least, until its interval is narrow."""
-    wants_worst = bench.wants("drafts.worst_speedup")
-    for model, stem in _STEMS.items():
-        cells = [cell for cell in CELLS if bench.wants(f"{stem}.{cell.name}")]
-        if cells and not bench.out_of_time():
-            _measured(bench, model, cells, bench.n or REPEATS)
-    if wants_worst:
+    """Both models; the cell that gained least, until its interval is narrow; then bfloat16."""
+    for model, stem in STEMS.items():
+        _wanted_cells(bench, model, stem, CELLS)
+    if bench.wants("drafts.worst_speedup"):
         _worst(bench)
+    alone = [cell for cell in CELLS if cell.batch == 1]
+    _wanted_cells(bench, "wide", _BFLOAT16, alone, dtype="bfloat16")
+
+
+def _wanted_cells(
+    bench: Bench, model: str, stem: str, cells: Sequence[Cell], dtype: str = "float32"
+) -> None:
+    wanted = [cell for cell in cells if bench.wants(f"{stem}.{cell.name}")]
+    if wanted and not bench.out_of_time():
+        _measured(bench, _Series(model, stem, dtype), wanted, bench.n or REPEATS)
 
 
 def _worst(bench: Bench) -> None:
-    found = worst_of(bench, _STEMS)
+    found = worst_of(bench, STEMS)
     if found is None:
         bench.say("drafts.worst_speedup needs all cells of both models")
         return
+    if bench.out_of_time():
+        return
     model, cell = found
-    got = _measured(bench, model, [cell], bench.n or REPEATS, narrow=bench.n is None)
+    series = _Series(model, STEMS[model])
+    got = _measured(bench, series, [cell], bench.n or REPEATS, narrow=bench.n is None)
     if got is not None:
         bench.put_measured("drafts.worst_speedup", got, unit="ratio", better="higher")
 
 
+@dataclass(frozen=True)
+class _Series:
+    """A model, how its figures' names begin, and the dtype that it computes in."""
+
+    model: str
+    stem: str
+    dtype: str = "float32"
+
+
 def _measured(
-    bench: Bench, model: str, cells: list[Cell], repeats: int, *, narrow: bool = False
+    bench: Bench, series: _Series, cells: list[Cell], repeats: int, *, narrow: bool = False
 ) -> Measured | None:
     """Measure cells of one model and keep them; the last one's figure."""
     source = bundled("generator")[GENERATOR]
     with tempfile.TemporaryDirectory() as folder:
         directory = source
-        if model == "wide":
+        if series.model == "wide":
             # On the engine's thread: parallel regions of another would slow everyone later.
             directory = compute_thread("cpu").call(
                 lambda: write_widened(source, Path(folder) / "wide", seed=bench.seed)
             )
-        return asyncio.run(_cells(bench, model, directory, cells, repeats, narrow))
+        return asyncio.run(_cells(bench, series, directory, cells, repeats, narrow))
 
 
 async def _cells(
-    bench: Bench, model: str, directory: Path, cells: list[Cell], repeats: int, narrow: bool
+    bench: Bench,
+    series: _Series,
+    directory: Path,
+    cells: list[Cell],
+    repeats: int,
+    narrow: bool,
 ) -> Measured | None:
-    engine = _open(directory, _DTYPES[model])
+    engine = _open(directory, series.dtype)
     try:
-        runner = Cells(bench, engine, model)
+        runner = Cells(bench, engine, series.model)
         await runner.warm_up(cells)
         last: Measured | None = None
         for cell in cells:
             if bench.out_of_time():
                 break
             last = await runner.measure(cell, repeats, narrow=narrow)
-            bench.put_measured(f"{_STEMS[model]}.{cell.name}", last, unit="ratio", better="higher")
+            name = f"{series.stem}.{cell.name}"
+            bench.put_measured(name, last, unit="ratio", better="higher")
         return last
     finally:
         await engine.aclose()

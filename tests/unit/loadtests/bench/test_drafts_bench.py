@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.bench.drafts import run
+from loadtests.bench.drafts import STEMS, run
 from loadtests.bench.drafts_chi2 import LENGTH, SAID, Exact, by_the_published_rule, p_of
 from loadtests.bench.drafts_speed import CELLS, median_of, worst_of
 from loadtests.bench.figures import Bench, Options
@@ -55,13 +55,12 @@ def test_a_median_lies_in_its_interval() -> None:
 
 def test_the_worst_is_over_both_models_once_all_cells_are_there(tmp_path: Path) -> None:
     bench = Bench("drafts", Options(out=tmp_path))
-    stems = {"wide": "drafts.speedup", "sapling": "drafts.sapling.speedup"}
-    for stem in stems.values():
-        assert worst_of(bench, stems) is None
+    for stem in STEMS.values():
+        assert worst_of(bench, STEMS) is None
         for cell in CELLS:
             is_worst = (stem, cell.name) == ("drafts.sapling.speedup", "prose.t1.b16")
             bench.put(f"{stem}.{cell.name}", 0.9 if is_worst else 1.5, unit="ratio", n=7)
-    found = worst_of(bench, stems)
+    found = worst_of(bench, STEMS)
     assert found is not None
     assert (found[0], found[1].name) == ("sapling", "prose.t1.b16")
 
