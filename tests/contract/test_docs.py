@@ -133,6 +133,16 @@ def test_every_metric_is_documented() -> None:
     assert len(rows) > 10
 
 
+def test_every_failure_of_the_store_is_documented() -> None:
+    sources = "".join(
+        path.read_text() for folder in ("server", "search") for path in (ROOT / folder).glob("*.py")
+    )
+    counted = re.findall(r'(?:store_errors\.labels|_?d(?:id|one)_without)\("(\w+)"', sources)
+    said = code_words(row(page("operations.md"), "`bough_store_errors_total`"))
+    assert said == {"bough_store_errors_total", "what", *counted}
+    assert {"cache_get", "run_events", "trees", "drafts"} <= said
+
+
 def test_every_setting_is_documented() -> None:
     rows = {row.split(".ID.")[-1] for row in re.findall(r"^\| `(.+?)` ", page("settings.md"), re.M)}
     for name in Settings.model_fields:
