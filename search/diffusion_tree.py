@@ -306,11 +306,6 @@ def _child(parent: Node, state: TokenIds, is_end: bool, rules: Rules) -> Node:
     return child
 
 
-def path_to(node: Node) -> list[Node]:
-    """From the root down to a node."""
-    return list(node.upwards)[::-1]
-
-
 SPACING = (54 / 64, 44 / 64, 34 / 64, 24 / 64, 14 / 64)
 """Steps left at the inner branch levels, as shares of all steps: those of the paper's text runs."""
 

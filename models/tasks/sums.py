@@ -92,11 +92,6 @@ def num_right_steps(problem: Problem, content: str) -> int:
     return num_right
 
 
-def is_step_right(problem: Problem, lines: list[str]) -> bool:
-    """Whether every one of the lines, the first lines of a solution, is right."""
-    return num_right_steps(problem, "\n".join(lines)) == len(lines)
-
-
 def _parsed(line: str) -> tuple[str, tuple[int, ...], int] | None:
     found = _STEP_PATTERN.fullmatch(line)
     if found is None or max(len(part) for part in found.groups()) > 12:

@@ -20,7 +20,6 @@ from search.diffusion_tree import (
     give_up,
     is_full,
     land,
-    path_to,
     revalue,
     revisit,
     select,
@@ -242,7 +241,7 @@ def test_flights_are_visits_and_children_until_they_land() -> None:
     assert select(root, rules, by_value, fits=lambda node: True) == [root]  # nowhere to go through
     give_up(path)
     end = land(path, [(4,), (4, 2)], 0.5, rules)
-    assert path_to(end) == [root, root.children[0], end]
+    assert [*end.upwards] == [end, root.children[0], root]
     assert (root.inflight, root.num_drawn, root.visits, root.value) == (0, 1, 2, 0.5)
     assert (root.children[0].visits, end.visits) == (2, 1)
 
@@ -268,7 +267,7 @@ def test_what_cannot_be_paid_is_gone_through() -> None:
     depart([root])
     end = land([root], [(0,), (0, 1)], 1.0, rules)
     assert select(root, rules, by_value, fits=lambda node: node.level > 0) == [root, end.parent]
-    assert select(root, rules, by_value, fits=lambda node: False) == path_to(end)
+    assert select(root, rules, by_value, fits=lambda node: False) == [*end.upwards][::-1]
 
 
 def test_values_anew() -> None:
