@@ -10,7 +10,6 @@ answers come from the engine itself, so a check says nothing of how good they ar
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -21,7 +20,6 @@ from engines.base import (
     Capability,
     ChecksSampling,
     Constraint,
-    Continuation,
     Engine,
     Finish,
     Health,
@@ -36,6 +34,7 @@ from engines.conformance_trial import (
     NotApplicable,
     Subject,
     Trial,
+    needle_of,
     no_claims,
     require,
 )
@@ -145,16 +144,7 @@ async def greedy_needs_no_seed(trial: Trial) -> None:
 async def closing_the_iterator_releases(trial: Trial) -> None:
     """Closing a half-read iterator, or cancelling its reader, frees everything."""
     prefix = await trial.open()
-    items = trial.engine.sample(prefix, trial.endless, n=4, seeds=(1, 2, 3, 4))
-    first = await anext(aiter(items))
-    if isinstance(first, Continuation):
-        trial.own(first.prefix)
-    await items.aclose()  # type: ignore[attr-defined]  # every sample is an async generator
-
-    reader = asyncio.create_task(trial.children(prefix, trial.endless, (1, 2, 3, 4)))
-    await asyncio.sleep(0)
-    reader.cancel()
-    await asyncio.wait([reader])
+    await trial.leave_midway(prefix)
     again = await trial.child(prefix, trial.endless)
     require(len(again.token_ids) > 0, "nothing could be sampled after a cancelled reader")
 
@@ -175,15 +165,8 @@ async def forks_are_independent(trial: Trial) -> None:
     fork = trial.own(prefix.fork())
     require(fork.token_ids == prefix.token_ids, "a fork has other tokens")
     require(fork.response_start == prefix.response_start, "a fork has another response_start")
-    items = trial.engine.sample(prefix, trial.endless, seeds=(0,))
-    first = await anext(aiter(items))
-    prefix.release()
-    async for item in items:
-        first = item
-    if not isinstance(first, Continuation):
-        raise ContractBroken("the last item of a child is not its Continuation")
-    trial.own(first.prefix)
-    require(first.token_ids == expected.token_ids, "releasing the source changed its child")
+    alone = await trial.released_midway(prefix, trial.endless)
+    require(alone.token_ids == expected.token_ids, "releasing the source changed its child")
     child = await trial.child(fork, trial.endless)
     require(child.token_ids == expected.token_ids, "a fork continued otherwise")
 
@@ -192,7 +175,7 @@ async def boundaries_keep_the_whole_token(trial: Trial) -> None:
     """A boundary ends the step after the token that completes it, and the step can go on."""
     prefix = await trial.open()
     plain = await trial.child(prefix, trial.endless)
-    needle = _needle(plain)
+    needle = needle_of(plain)
     how = replace(trial.endless, boundaries=(needle,))
     child = await trial.child(prefix, how)
     completed = _completed(trial.engine, plain.token_ids, needle)
@@ -209,7 +192,7 @@ async def stop_strings_are_cut_off(trial: Trial) -> None:
     """Text ends before a stop string; tokens split into those inside and the overrun."""
     prefix = await trial.open()
     plain = await trial.child(prefix, trial.endless)
-    needle = _needle(plain)
+    needle = needle_of(plain)
     child = await trial.child(prefix, replace(trial.endless, stop=(needle,)))
     completed = _completed(trial.engine, plain.token_ids, needle)
     seen = trial.engine.decode(plain.token_ids[:completed])
@@ -429,17 +412,6 @@ async def _raises(kind: type[Exception], call: Call) -> bool:
     except kind:
         return True
     return False
-
-
-def _needle(plain: Continuation) -> str:
-    """Two characters of an answer, or one, that are not its beginning."""
-    text = plain.text
-    for size in (2, 1):
-        for at in range(2, len(text) - size):
-            needle = text[at : at + size]
-            if "\ufffd" not in needle and text.index(needle) > 0:
-                return needle
-    raise NotApplicable("no character of the reference answer can be a stop string")
 
 
 def _completed(engine: Engine, ids: TokenIds, needle: str) -> int:

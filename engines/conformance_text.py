@@ -12,9 +12,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from engines.base import Capability, Constraint, Continuation, Finish, Sampling
+from engines.base import Capability, Constraint, Finish, Sampling
 from engines.conformance_drawing import Halves
-from engines.conformance_trial import ContractBroken, NotApplicable, Trial, require
+from engines.conformance_trial import (
+    ContractBroken,
+    NotApplicable,
+    Trial,
+    needle_of,
+    require,
+)
 from engines.errors import ContextLengthExceeded, EngineClosed, UnsupportedByEngine
 
 _GOES_ON: Final = frozenset({Capability.TOKENS, Capability.CONTINUE_TEXT})
@@ -61,7 +67,7 @@ async def a_stop_string_is_not_shown(trial: Trial) -> None:
     """The text ends before a stop string."""
     prefix, how = await trial.open(), _greedy(trial)
     plain = await trial.child(prefix, how)
-    needle = _needle(plain)
+    needle = needle_of(plain)
     child = await trial.child(prefix, replace(how, stop=(needle, "\x00never")))
     expected = plain.text[: plain.text.index(needle)]
     require(child.text == expected, f"text is {child.text!r}, not {expected!r}")
@@ -75,7 +81,7 @@ async def many_stop_strings_are_all_met(trial: Trial) -> None:
     """Stop strings beyond what a server takes in one request count as well."""
     prefix, how = await trial.open(), _greedy(trial)
     plain = await trial.child(prefix, how)
-    needle = _needle(plain)
+    needle = needle_of(plain)
     stops = (*(f"\x00never {number}" for number in range(12)), needle)
     child = await trial.child(prefix, replace(how, stop=stops))
     expected = plain.text[: plain.text.index(needle)]
@@ -87,7 +93,7 @@ async def steps_end_at_boundaries_and_go_on(trial: Trial) -> None:
     _needs_steps(trial)
     prefix, how = await trial.open(), _greedy(trial)
     plain = await trial.child(prefix, how)
-    needle = _needle(plain)
+    needle = needle_of(plain)
     step = await trial.child(prefix, replace(how, boundaries=(needle,)))
     require(step.finish is Finish.BOUNDARY, f"finish is {step.finish}, not boundary")
     require(step.matched == needle, f"matched {step.matched!r}, not {needle!r}")
@@ -139,16 +145,8 @@ async def a_claim_can_be_let_go(trial: Trial) -> None:
     prefix, how = await trial.open(), _greedy(trial)
     fork = trial.own(prefix.fork())
     expected = await trial.child(prefix, how)
-    items = trial.engine.sample(prefix, how, seeds=(0,))
-    last = await anext(aiter(items))
-    prefix.release()
-    prefix.release()
-    async for item in items:
-        last = item
-    if not isinstance(last, Continuation):
-        raise ContractBroken("the last item of a child is not its Continuation")
-    trial.own(last.prefix)
-    require(last.text == expected.text, "releasing the source changed its child")
+    alone = await trial.released_midway(prefix, how)
+    require(alone.text == expected.text, "releasing the source changed its child")
     again = await trial.child(fork, how)
     require(again.text == expected.text, "a fork continued otherwise")
 
@@ -156,15 +154,7 @@ async def a_claim_can_be_let_go(trial: Trial) -> None:
 async def a_reader_may_go(trial: Trial) -> None:
     """Closing a half-read iterator, or cancelling its reader, leaves nothing running."""
     prefix = await trial.open()
-    items = trial.engine.sample(prefix, trial.endless, n=4, seeds=(1, 2, 3, 4))
-    first = await anext(aiter(items))
-    if isinstance(first, Continuation):
-        trial.own(first.prefix)
-    await items.aclose()  # type: ignore[attr-defined]  # every sample is an async generator
-    reader = asyncio.create_task(trial.children(prefix, trial.endless, (1, 2, 3, 4)))
-    await asyncio.sleep(0)
-    reader.cancel()
-    await asyncio.wait([reader])
+    await trial.leave_midway(prefix)
     for _ in range(500):
         if trial.engine.stats().running == 0:
             break
@@ -263,17 +253,6 @@ def _greedy(trial: Trial) -> Sampling:
 def _needs_steps(trial: Trial) -> None:
     if not _GOES_ON & trial.engine.info.capabilities:
         raise NotApplicable("the engine answers whole chats only")
-
-
-def _needle(plain: Continuation) -> str:
-    """Two characters of an answer, or one, that are not its beginning."""
-    text = plain.text
-    for size in (2, 1):
-        for at in range(2, len(text) - size):
-            needle = text[at : at + size]
-            if "\ufffd" not in needle and needle.strip() and text.index(needle) > 0:
-                return needle
-    raise NotApplicable("no character of the reference answer can be a stop string")
 
 
 async def _refuses(kind: type[Exception], call: Callable[[], Awaitable[object]], what: str) -> None:

@@ -83,6 +83,31 @@ class Trial:
         """One finished child."""
         return (await self.children(prefix, how, (seed,)))[0][0]
 
+    async def released_midway(self, prefix: Prefix, how: Sampling) -> Continuation:
+        """One child of a claim that is released, twice, when its first item is there."""
+        items = self.engine.sample(prefix, how, seeds=(0,))
+        last = await anext(aiter(items))
+        prefix.release()
+        prefix.release()
+        async for item in items:
+            last = item
+        if not isinstance(last, Continuation):
+            raise ContractBroken("the last item of a child is not its Continuation")
+        self.own(last.prefix)
+        return last
+
+    async def leave_midway(self, prefix: Prefix) -> None:
+        """Close an iterator of four children that is half read; cancel a reader of four others."""
+        items = self.engine.sample(prefix, self.endless, n=4, seeds=(1, 2, 3, 4))
+        first = await anext(aiter(items))
+        if isinstance(first, Continuation):
+            self.own(first.prefix)
+        await items.aclose()  # type: ignore[attr-defined]  # every sample is an async generator
+        reader = asyncio.create_task(self.children(prefix, self.endless, (1, 2, 3, 4)))
+        await asyncio.sleep(0)
+        reader.cancel()
+        await asyncio.wait([reader])
+
     @property
     def endless(self) -> Sampling:
         """Sampling that no eos token ends: 24 tokens, always the same for the same seed.
@@ -92,6 +117,21 @@ class Trial:
         info = self.engine.info
         temperature = 1.0 if Capability.SEED in info.capabilities else 0.0
         return Sampling(max_tokens=24, ban_ids=info.eos_ids, temperature=temperature)
+
+
+def needle_of(plain: Continuation) -> str:
+    """Two characters of an answer, or one, that are not its beginning and not blank.
+
+    Raises:
+        NotApplicable: It has none.
+    """
+    text = plain.text
+    for size in (2, 1):
+        for at in range(2, len(text) - size):
+            needle = text[at : at + size]
+            if "\ufffd" not in needle and needle.strip() and text.index(needle) > 0:
+                return needle
+    raise NotApplicable("no character of the reference answer can be a stop string")
 
 
 async def no_claims(engine: Engine) -> None:
