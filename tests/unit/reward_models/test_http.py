@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from reward_models.base import Candidate, RewardKind
 from reward_models.conformance import CHECKS, Check, Subject, run_check
 from reward_models.errors import RewardLoadError, RewardUnavailable
 from reward_models.http import HttpJudge, at_path, open_judge
-from tests.unit.reward_models.services import Service, serving, worth
+from tests.unit.reward_models.services import Service, worth
 
 MESSAGES = ({"role": "user", "content": "12+30?"},)
 RIGHT, WRONG = ("12+30=42\n", "So 42."), ("12+30=43\n", "So 43.")
@@ -24,25 +23,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "rerank": {"shape": "rerank", "path": "/rerank"},
     "score": {"shape": "score", "path": "/v1/score", "max_batch": 2},
 }
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[tuple[Service, str]]:
-    """One server for all tests; what it does is set anew for each."""
-    service = Service()
-    with serving(service) as url:
-        yield service, url
-
-
-@pytest.fixture
-def service(running: tuple[Service, str]) -> Service:
-    vars(running[0]).update(vars(Service()))  # back to how it began
-    return running[0]
-
-
-@pytest.fixture
-def url(running: tuple[Service, str], service: Service) -> str:
-    return running[1]
 
 
 def candidate(*steps: str) -> Candidate:

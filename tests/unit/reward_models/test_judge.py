@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,10 @@ from reward_models.conformance import CHECKS, Check, Subject, run_check
 from reward_models.errors import RewardLoadError, RewardUnavailable
 from reward_models.judge import LlmJudge, open_judge, read_number, read_yes_no
 from reward_models.rubrics import RUBRICS
-from tests.unit.reward_models.services import Service, serving, worth
+from tests.unit.reward_models.services import Service, worth
 
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "12+30?"})
 RIGHT, WRONG = "12+30=42\nSo 42.", "12+30=43\n1+1=3\n2+2=5\nSo 43."
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[tuple[Service, str]]:
-    """One server for all tests; what it does is set anew for each."""
-    service = Service()
-    with serving(service) as url:
-        yield service, url
-
-
-@pytest.fixture
-def service(running: tuple[Service, str]) -> Service:
-    vars(running[0]).update(vars(Service()))  # back to how it began
-    return running[0]
-
-
-@pytest.fixture
-def url(running: tuple[Service, str], service: Service) -> str:
-    return running[1]
 
 
 def candidate(text: str) -> Candidate:
