@@ -52,21 +52,27 @@ def _annotate(options: argparse.Namespace) -> None:
 
 
 async def _annotated(options: argparse.Namespace) -> None:
-    """Append a line for each answer that has none yet."""
+    """Append a line for each answer that has none yet; say how many leave nothing to learn."""
     reader = Reader.of(
         options.base, shows_prefill=options.prefill == "shown", max_tokens=options.max_tokens
     )
     done = {text.conv_id for text in read_texts(_whole_lines(options.texts))}
     left = [one for one in _answers(options.answers, reader) if one.conv_id not in done]
-    judge = _open_judge(options)
+    judge, num_written = _open_judge(options), 0
     try:
         with options.texts.open("a", encoding="utf-8") as file, tqdm(total=len(left)) as progress:
             async for text in annotate(judge, left, reader, candidates=options.candidates):
                 file.write(text.to_json() + "\n")
                 file.flush()
                 progress.update()
+                num_written += 1
     finally:
         await judge.aclose()
+    if num_written < len(left):
+        print(
+            f"{len(left) - num_written} of {len(left)} answers were passed over: the prompt fills "
+            f"--max-tokens {options.max_tokens}, or the judge values none of their beginnings"
+        )
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -115,7 +121,18 @@ def _answers(path: Path, reader: Reader) -> list[Answer]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as err:
         raise TrainingError(f"{path}: cannot be read: {err}") from err
-    return [answer_of(line, reader.tokenizer, end_id) for line in lines if line.strip()]
+    found: dict[str, Answer] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            answer = answer_of(line, reader.tokenizer, end_id)
+        except TrainingError as err:
+            raise TrainingError(f"{path}:{number}: {err}") from err
+        if answer.conv_id in found:
+            raise TrainingError(f"{path}:{number}: conv_id {answer.conv_id!r} is there twice")
+        found[answer.conv_id] = answer
+    return list(found.values())
 
 
 def _whole_lines(path: Path) -> Path:
@@ -132,7 +149,8 @@ def _open_judge(options: argparse.Namespace) -> RewardModel:
     """The teacher, by the name of its kind.
 
     Raises:
-        TrainingError: No plugin provides this kind, or its options are no object.
+        TrainingError: No plugin provides this kind, or its options are not a JSON object.
+        RewardError: The judge cannot be opened.
     """
     kinds = {point.name: point for point in entry_points(group="bough.reward_models")}
     if options.judge not in kinds:
@@ -141,6 +159,8 @@ def _open_judge(options: argparse.Namespace) -> RewardModel:
         more = json.loads(options.options)
     except ValueError as err:
         raise TrainingError(f"--options must be a JSON object: {err}") from err
+    if not isinstance(more, dict):
+        raise TrainingError(f"--options must be a JSON object, not {options.options}")
     judge: RewardModel = kinds[options.judge].load()("teacher", options.model, more)
     return judge
 

@@ -61,11 +61,13 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         """Raise TrainingError for what cannot be meant."""
-        positive = min(self.lr, self.texts_per_batch, self.epochs, self.save_every)
-        if positive <= 0 or not 0 <= self.decay_share <= 1:
+        positive = (self.lr, self.texts_per_batch, self.epochs, self.save_every)
+        optional = (self.bias_lr, self.max_grad_norm)
+        least = min(*positive, *(one for one in optional if one is not None))
+        if least <= 0 or not 0 <= self.decay_share <= 1:
             raise TrainingError(
-                "lr, texts_per_batch, epochs and save_every must be above 0, and decay_share "
-                f"within 0 and 1: {self}"
+                "lr, bias_lr, texts_per_batch, epochs, max_grad_norm and save_every must be above "
+                f"0, and decay_share within 0 and 1: {self}"
             )
 
 

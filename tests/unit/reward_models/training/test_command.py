@@ -79,6 +79,7 @@ async def value_of(text: str, model: Path) -> float:
     [
         (["--judge", "none"], "no judge of kind 'none'"),
         (["--judge", "verifier", "--options", "{"], "must be a JSON object"),
+        (["--judge", "verifier", "--options", "[1]"], "must be a JSON object, not [1]"),
     ],
 )
 def test_a_teacher_that_is_none_is_one_line(
@@ -94,6 +95,40 @@ def test_a_teacher_that_is_none_is_one_line(
     assert error.startswith("error: ")
     assert said in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"conv_id": "c0", "messages": [ASK], "content": "7."}, "conv_id 'c0' is there twice"),
+        ({"conv_id": "c9", "messages": [], "content": "7."}, "it answers no message"),
+    ],
+)
+def test_an_answer_that_is_none_is_named_before_the_judge_is_asked(
+    line: object,
+    said: str,
+    base: Path,
+    answers: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with answers.open("a") as file:
+        file.write(json.dumps(line))
+    texts = tmp_path / "texts.jsonl"
+    assert annotate(answers, texts, base, "--judge", "verifier") == 2
+    error = capsys.readouterr().err
+    assert f"{answers}:5: " in error
+    assert said in error
+    assert texts.read_bytes() == b""
+
+
+def test_it_says_how_many_answers_leave_nothing_to_learn(
+    base: Path, answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = tmp_path / "texts.jsonl"
+    assert annotate(answers, texts, base, "--judge", "verifier", "--max-tokens", "2") == 0
+    assert "4 of 4 answers were passed over" in capsys.readouterr().out
+    assert texts.read_bytes() == b""
 
 
 def test_files_that_are_none_are_one_line(

@@ -135,8 +135,9 @@ def test_impossible_runs_are_refused(base: Path, tmp_path: Path) -> None:
     held_out = [text for text in TEXTS if text.split == "validation"]
     with pytest.raises(TrainingError, match="none of the 6 texts"):
         Run(load_network(base, OPTIONS.shape), held_out, OPTIONS, tmp_path)
-    with pytest.raises(TrainingError, match="must be above 0"):
-        RunOptions(lr=0.0)
+    for wrong in ({"lr": 0.0}, {"bias_lr": -1e-3}, {"max_grad_norm": 0.0}, {"decay_share": 1.5}):
+        with pytest.raises(TrainingError, match="must be above 0"):
+            RunOptions(**wrong)
     assert math.isnan(measure(load_network(base, OPTIONS.shape), []).mse)
     assert not (tmp_path / STATE).exists()
 
