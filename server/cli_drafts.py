@@ -58,14 +58,26 @@ def _build(given: argparse.Namespace) -> None:
 
 
 def _documents(paths: Sequence[Path]) -> Iterator[str]:
-    """One document per file, or per line of a .jsonl file."""
+    """One document per file, or per line of a .jsonl file; blank lines are none."""
     for path in paths:
         try:
             if path.suffix != ".jsonl":
                 yield path.read_text("utf-8")
                 continue
             with path.open(encoding="utf-8") as lines:
-                for line in lines:
-                    yield str(json.loads(line)["text"])
-        except (OSError, ValueError, KeyError, TypeError) as err:
-            raise DrafterError(f"{path}: not readable as text documents: {err!r}") from err
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield _text_of(line, f"{path}:{number}")
+        except (OSError, UnicodeDecodeError) as err:
+            raise DrafterError(f"{path}: not readable as text: {err}") from err
+
+
+def _text_of(line: str, where: str) -> str:
+    try:
+        about = json.loads(line)
+    except ValueError as err:
+        raise DrafterError(f"{where}: not a JSON object: {err}") from err
+    text = about.get("text") if isinstance(about, dict) else None
+    if not isinstance(text, str):
+        raise DrafterError(f"{where}: needs an object with a string 'text', not {line[:80]!r}")
+    return text

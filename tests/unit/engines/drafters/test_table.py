@@ -66,6 +66,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     key = int(load(out).keys[0])
     drafter = open_drafter(100_000, {"table": str(out)})
     assert drafter.propose((key >> 32, key & 0xFFFFFFFF), 4, run="r", tenant="t").tokens
-    (tmp_path / "b.jsonl").write_text("not json\n")
-    assert main(["drafts", "build", *corpus, "--tokenizer", model, "--out", str(out)]) == 1
-    assert "b.jsonl" in capsys.readouterr().err
+    for bad in ("not json", '{"text": null}', '["1"]'):
+        (tmp_path / "b.jsonl").write_text('{"text": "1 + 2 = 3"}\n\n' + bad)
+        assert main(["drafts", "build", *corpus, "--tokenizer", model, "--out", str(out)]) == 1
+        assert "b.jsonl:3: " in capsys.readouterr().err
