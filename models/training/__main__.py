@@ -1,6 +1,8 @@
-"""Makes the saplings again: tokenizer, generator, rollouts, process reward model, cards.
+"""Makes the saplings again, part by part: tokenizers, generators, judges, cards.
 
-``python -m models.training`` takes about an hour on two cores and minutes with ``--device cuda``.
+``--parts`` chooses: ``generator``, ``process`` (rollouts and the judge of steps) and ``cards`` are
+the saplings for sums, ``guarded`` and ``mrm`` those of the guarding task, ``diffusion`` the masked
+one. ``--device`` holds for all but ``mrm`` and ``diffusion``, which are trained on the CPU.
 """
 
 from __future__ import annotations
