@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Final
 
@@ -38,7 +39,6 @@ class Shelf:
         self._model_id = model_id
         self._vocab_size = vocab_size
         self._table = table
-        self._points = {point.name: point for point in entry_points(group=GROUP)}
         self._made: dict[str, Drafter] = {}
         if table is not None:
             found = load(table).about.tokenizer_hash
@@ -58,6 +58,13 @@ class Shelf:
         table = Path(option) if option else directory / TABLE_FILE
         is_there = bool(option) or table.exists()
         return cls(info.model_id, info.vocab_size, info.tokenizer_hash, table if is_there else None)
+
+    @cached_property
+    def _points(self) -> dict[str, EntryPoint]:
+        """Plugins by name. Looking through all installed packages takes some milliseconds, and most
+        engines are never asked for a drafter.
+        """
+        return {point.name: point for point in entry_points(group=GROUP)}
 
     def require(self, name: str) -> None:
         """Refuse a drafter that there is not.
