@@ -9,6 +9,7 @@ deadlines cut at the same place in every run.
 import asyncio
 import zlib
 from collections.abc import Callable, Mapping
+from functools import cache
 from itertools import combinations, product
 from typing import Any
 
@@ -216,11 +217,18 @@ def play(case: Case) -> tuple[Run, Result | BudgetExhausted, str]:
         return runner.run(played(case, loop))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case.values())))
-def test_all_pairs(case: Case) -> None:
-    seen = []
-    for _ in range(2):
-        run, came, text = play(case)
+@cache
+def first_play(at: int) -> tuple[Run, Result | BudgetExhausted, str]:
+    """The play of the case at this place that several tests look at."""
+    return play(CASES[at])
+
+
+@pytest.mark.parametrize(
+    "at", range(len(CASES)), ids=["-".join(map(str, case.values())) for case in CASES]
+)
+def test_all_pairs(at: int) -> None:
+    case, seen = CASES[at], []
+    for run, came, text in (first_play(at), play(CASES[at])):
         check_spending(run, LIMITS[case["limit"]])
         if isinstance(came, Result):
             check_answer(case, run, came, text)
@@ -232,21 +240,26 @@ def test_all_pairs(case: Case) -> None:
     assert seen[0] == seen[1]
 
 
+DECIDES = ("strategy", "judge", "aggregate")
+"""What a refusal depends on."""
+
 REFUSED = [
     case
-    for values in product(*{**FACTORS, "limit": ["tokens"], "streams": [False]}.values())
-    if not is_carried(case := dict(zip(FACTORS, values, strict=True)))
+    for values in product(*(FACTORS[name] for name in DECIDES))
+    if not is_carried(case := dict(zip(DECIDES, values, strict=True)))
 ]
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: "-".join(map(str, case.values())))
 def test_what_is_refused_is_refused_before_any_work(case: Case) -> None:
-    engine = ToyEngine(sums)
     wanted = refusal_of(case)
     assert wanted is not None
-    with pytest.raises(wanted, match=case["strategy"]):
-        make_run(case, engine, judge_of(case["judge"]), lambda: 0.0)
-    assert not engine.calls
+    for schedule, drafter in product(FACTORS["schedule"], FACTORS["drafter"]):
+        whole = {**case, "schedule": schedule, "drafter": drafter, "limit": "tokens"}
+        engine = ToyEngine(sums)
+        with pytest.raises(wanted, match=case["strategy"]):
+            make_run(whole, engine, judge_of(case["judge"]), lambda: 0.0)
+        assert not engine.calls
 
 
 def test_the_cases_cover_every_pair_that_is_carried() -> None:
@@ -285,8 +298,8 @@ def test_what_the_cases_reach() -> None:
     """Each limit ends some run early and lets others answer; candidates differ, so one is asked."""
     ends: dict[str, set[str]] = {limit: set() for limit in LIMITS}
     resolved: set[str] = set()
-    for case in CASES:
-        _, came, _ = play(case)
+    for at, case in enumerate(CASES):
+        _, came, _ = first_play(at)
         ends[case["limit"]].add(came.stop_reason if isinstance(came, Result) else "nothing")
         resolved.add(came.resolved if isinstance(came, Result) else "")
     assert ends["no limit"] == {"done"}
