@@ -6,7 +6,8 @@ is not reached within half of them. It is read on a grid of sixtieths. Best-of-6
 same samples as best-of-256, as the mean over its four blocks. `diffusion.dts_star_minus_fk.nN`
 compares at a third of best-of-N's cost, where steering has its guesses for free: it gets as many
 particles as whole texts fit, and its looks ahead are not charged. `dts_star` has a width of 1, with
-which it knows most when it selects, and is otherwise as it is served.
+which it knows most when it selects, ends at a reward of 1, which nothing exceeds, and is otherwise
+as it is served.
 
 Beside the reward: the perplexity of the tales under the autoregressive sapling, which no contender
 sees, and the share of distinct word trigrams among the answers.
@@ -48,6 +49,8 @@ _PROBLEMS: Final = 50
 _SEEDS: Final = {64: 3, 256: 1}
 _BLOCK: Final = 64
 _LEVEL: Final = 0.05
+_BEST: Final = 1.0
+"""The judge's largest reward: what a curve that is there reads does not depend on going on."""
 
 
 async def measure(bench: Bench) -> None:
@@ -150,9 +153,9 @@ async def _size(
 
 
 def _tree(size: int, whole: float) -> Contender:
-    """The sequential search, with half of best-of-N's evaluations; else as it is served."""
+    """The sequential search, with half of best-of-N's evaluations, or until nothing is better."""
     samples = max(1, math.floor(size * whole / LENGTH / 2))
-    return Contender("dts_star", 1, {"samples": samples})
+    return Contender("dts_star", 1, {"samples": samples, "target": _BEST})
 
 
 def _particles(size: int) -> Contender:
