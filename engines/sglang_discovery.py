@@ -15,6 +15,9 @@ from engines.errors import EngineError, ModelLoadError
 from engines.sglang_options import WorkerOptions
 from engines.sglang_wire import NotTaken, message_in, parsed, raise_for, top_logps
 
+SAMPLED: Final = "SampledConfidence"
+"""The block-diffusion algorithm that reads temperature and seed: `engines.sglang_block_sampler`."""
+
 _SAME_NATS: Final = 1e-3
 
 
@@ -32,6 +35,8 @@ class WorkerInfo:
         takes_priority: Whether it schedules by priority.
         is_low_first: Whether smaller priorities run first.
         has_raw_logps: Whether its logps of drawn tokens are those at temperature 1.
+        algorithm: Of its block diffusion; empty where it draws one token after the other.
+        page_size: Tokens of a page of its cache.
     """
 
     model_path: str
@@ -43,6 +48,8 @@ class WorkerInfo:
     takes_priority: bool
     is_low_first: bool
     has_raw_logps: bool
+    algorithm: str = ""
+    page_size: int = 1
 
 
 def discover(url: str, options: WorkerOptions) -> WorkerInfo:
@@ -60,16 +67,20 @@ def discover(url: str, options: WorkerOptions) -> WorkerInfo:
             model = _get(client, "/model_info")
             server = _get(client, "/server_info")
             is_generation = bool(model["is_generation"])
+            algorithm = str(server.get("dllm_algorithm") or "")
+            is_seeded = bool(server.get("enable_deterministic_inference"))
             return WorkerInfo(
                 model_path=str(model["model_path"]),
                 is_generation=is_generation,
                 max_prompt_tokens=int(server["max_req_input_len"]) - 1,
                 cache_tokens=int(server["max_total_num_tokens"]),
                 is_delta=bool(server.get("incremental_streaming_output")),
-                is_seeded=bool(server.get("enable_deterministic_inference")),
+                is_seeded=algorithm == SAMPLED if algorithm else is_seeded,
                 takes_priority=bool(server.get("enable_priority_scheduling")),
                 is_low_first=bool(server.get("schedule_low_priority_values_first")),
-                has_raw_logps=is_generation and _has_raw_logps(client),
+                has_raw_logps=is_generation and not algorithm and _has_raw_logps(client),
+                algorithm=algorithm,
+                page_size=int(server.get("page_size") or 1),
             )
     except httpx.HTTPError as err:
         raise NotTaken(f"{url}: {type(err).__name__}: {err}", is_gone=True) from err

@@ -12,6 +12,8 @@ import httpx
 
 from engines.base import Capability, EngineInfo
 from engines.errors import ModelLoadError
+from engines.sglang_block_engine import SGLangBlockEngine
+from engines.sglang_blocks import denoiser_info, family_of
 from engines.sglang_child import Terms
 from engines.sglang_discovery import WorkerInfo, discover
 from engines.sglang_engine import SGLangEngine
@@ -37,6 +39,8 @@ _CAPABILITIES: Final = frozenset(
     }
 )
 
+_BLOCK_CAPABILITIES: Final = frozenset({Capability.DENOISE})
+
 
 def open_engine(model_id: str, model: str, options: Mapping[str, Any]) -> SGLangEngine:
     """The engine for settings; waits for the workers' first answer.
@@ -61,6 +65,12 @@ def open_engine(model_id: str, model: str, options: Mapping[str, Any]) -> SGLang
             )
     if len(paths := {info.model_path for info in known}) > 1:  # one model may lie in two places
         log.warning("the workers of %r serve %s", model_id, ", ".join(sorted(paths)))
+    if len(algorithms := {info.algorithm for info in known}) > 1:
+        raise ModelLoadError(
+            ", ".join(urls),
+            f"the workers denoise differently ({', '.join(sorted(map(repr, algorithms)))}): start "
+            "them all with the same --dllm-algorithm",
+        )
     directory = chosen.tokenizer or Path(known[0].model_path)
     local = read_model(directory)
     engine_info = _info(model_id, local, known, chosen)
@@ -74,7 +84,11 @@ def open_engine(model_id: str, model: str, options: Mapping[str, Any]) -> SGLang
         pool=pool,
         schedule_pieces=chosen.schedule_pieces,
     )
-    return SGLangEngine(engine_info, local, pool, client, terms)
+    if not known[0].algorithm:
+        return SGLangEngine(engine_info, local, pool, client, terms)
+    family = family_of(urls[0], local.architecture, known[0], chosen.block_size)
+    denoiser = denoiser_info(engine_info, family, known[0])
+    return SGLangBlockEngine(engine_info, local, pool, client, terms, denoiser)
 
 
 def find_workers(urls: Sequence[str], options: WorkerOptions) -> list[WorkerInfo | None]:
@@ -124,6 +138,7 @@ def _info(
 ) -> EngineInfo:
     seeded = all(worker.is_seeded for worker in known)
     steps = options.step_delimiters
+    able = _BLOCK_CAPABILITIES if known[0].algorithm else _CAPABILITIES
     return EngineInfo(
         model_id=model_id,
         context_tokens=min(worker.max_prompt_tokens for worker in known),
@@ -131,7 +146,7 @@ def _info(
         eos_ids=local.eos_ids,
         tokenizer_hash=local.tokenizer.hash,
         parameters=0,
-        capabilities=_CAPABILITIES | ({Capability.SEED} if seeded else set()),
+        capabilities=able | ({Capability.SEED} if seeded else set()),
         step_delimiters=local.step_delimiters if steps is None else steps,
         max_step_tokens=options.max_step_tokens or local.max_step_tokens,
     )

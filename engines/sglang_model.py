@@ -24,6 +24,7 @@ class LocalModel:
         eos_ids: Ids that end an answer.
         step_delimiters: Strings that end a reasoning step.
         max_step_tokens: The longest step worth waiting for.
+        architecture: The first that config.json names; empty without one.
     """
 
     tokenizer: ChatTokenizer
@@ -32,6 +33,7 @@ class LocalModel:
     eos_ids: frozenset[int]
     step_delimiters: tuple[str, ...]
     max_step_tokens: int
+    architecture: str = ""
 
 
 def read_model(directory: Path) -> LocalModel:
@@ -73,6 +75,7 @@ def read_model(directory: Path) -> LocalModel:
         ),
         step_delimiters=tuple(steps.get("step_delimiters", ("\n\n",))),
         max_step_tokens=int(steps.get("max_step_tokens", 256)),
+        architecture=next(iter(config.get("architectures") or ()), ""),
     )
 
 

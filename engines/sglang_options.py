@@ -64,6 +64,8 @@ class SGLangOptions(WorkerOptions):
         schedule_pieces: Into how many pieces of one temperature a schedule is cut at most.
         step_delimiters: Strings that end one reasoning step; the model's own when left out.
         max_step_tokens: The longest step worth waiting for; likewise.
+        block_size: Tokens of a block of a block-diffusion model, where the workers'
+            --dllm-algorithm-config says another than the model's own.
     """
 
     tokenizer: Path | None = None
@@ -74,6 +76,7 @@ class SGLangOptions(WorkerOptions):
     schedule_pieces: int = Field(default=8, ge=1)
     step_delimiters: tuple[str, ...] | None = None
     max_step_tokens: int | None = Field(default=None, ge=1)
+    block_size: int = Field(default=0, ge=0)
 
 
 Chosen = TypeVar("Chosen", bound=WorkerOptions)

@@ -67,12 +67,15 @@ class Worker:
     async def generate(self, body: Mapping[str, Any]) -> AsyncGenerator[News]:
         """News of one /generate request; closing the generator aborts it.
 
+        Args:
+            body: The request; a ``rid`` in it is only what its id begins with.
+
         Raises:
             NotTaken: Nothing was drawn; it may be sent again.
             PromptError: The worker refuses the request.
             EngineClosed: The worker failed or fell silent.
         """
-        rid = uuid.uuid4().hex
+        rid = f"{body.get('rid', '')}{uuid.uuid4().hex}"
         may_run = True
         self.running += 1
         try:
@@ -174,6 +177,9 @@ class Worker:
             return False
         if self.info is not None and info.model_path != self.info.model_path:
             log.warning("%s is back with %s; it is left out", self.url, info.model_path)
+            return False
+        if self.info is not None and info.algorithm != self.info.algorithm:
+            log.warning("%s is back with %r; it is left out", self.url, info.algorithm)
             return False
         self.info, self.is_alive = info, True
         return True

@@ -15,6 +15,7 @@ from engines.diffusion.base import (
     check_kernel,
     frozen_prompt,
     max_nfe,
+    require_own_steps,
     require_stochastic,
 )
 from engines.errors import UnsupportedByEngine
@@ -111,6 +112,7 @@ def chain_of(engine: Engine, prompt: TokenIds, how: Sampling, kernel: Mapping[st
     course = engine.course(len(prompt), how)
     given = {name: value for name, value in kernel.items() if value is not None}
     chosen = replace(course.kernel, **given)
+    require_own_steps(info, course.kernel, chosen)
     check_kernel(info, chosen, course.length)
     require_stochastic(info, chosen, course.temperature)
     start = engine.denoiser.start(prompt, course.length)

@@ -97,7 +97,11 @@ def _admitted(
             break
         slot = bench.tree.submit(branch)
         seed = _seed(bench, slot, job)
-        flights.append(_Flight(slot, replace(job, seed=seed), reservation, bounds, mask_id))
+        flights.append(
+            _Flight(
+                slot, replace(job, seed=seed, tenant=bench.tenant), reservation, bounds, mask_id
+            )
+        )
     return flights
 
 

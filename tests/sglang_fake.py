@@ -25,7 +25,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from engines.sglang_discovery import SAMPLED
 from tests.sglang_fake_model import (
+    BLOCK,
     EOS,
     VOCAB_SIZE,
     TokenTrie,
@@ -65,6 +67,7 @@ class FakeOptions:
         context_tokens: Of the model.
         token_s: Seconds per token.
         repeats: Cumulative events come twice, as those of diffusion models.
+        algorithm: --dllm-algorithm: it denoises blocks.
     """
 
     model_path: str = ""
@@ -76,10 +79,11 @@ class FakeOptions:
     context_tokens: int = 192
     token_s: float = 0.0
     repeats: bool = False
+    algorithm: str = ""
 
     @property
     def max_req_input_len(self) -> int:
-        return self.context_tokens - 6
+        return self.context_tokens - 6 - (BLOCK if self.algorithm else 0)
 
 
 class Fake:
@@ -211,7 +215,8 @@ class Fake:
         return JSONResponse(
             {
                 "version": "0.5.23",
-                "page_size": 1,
+                "page_size": BLOCK if options.algorithm else 1,
+                "dllm_algorithm": options.algorithm or None,
                 "max_total_num_tokens": 8192,
                 "max_req_input_len": options.max_req_input_len,
                 "incremental_streaming_output": options.is_delta,
@@ -320,7 +325,7 @@ class Fake:
         while any(live.finish is None for live in batch):
             for live in batch:
                 if live.finish is None:
-                    self._step(live)
+                    (self._denoise if self.options.algorithm else self._step)(live)
                     if live.finish is not None:
                         self._end(live)
                     yield live
@@ -357,6 +362,26 @@ class Fake:
         live.chosen.append(listed(drawn.reported, live.body.get("token_ids_logprob") or ()))
         live.text = self._text(live.output)
         self._check_end(live, drawn.token, stop_ids)
+
+    def _denoise(self, live: Live) -> None:
+        """To the end of the block; its tokens are a function of all before, and of chance."""
+        if not live.output:
+            self._trie(live).insert(live.ids)
+        most, params = live.params["max_new_tokens"], live.params
+        stop_ids = frozenset({EOS, *(params["stop_token_ids"] or ())})
+        while live.finish is None:
+            at = len(live.ids) + len(live.output)
+            is_drawn = self.options.algorithm == SAMPLED and params["temperature"] > 0
+            uniform = uniform_of(int(live.rid[:16], 16), at) if is_drawn else 0.0
+            how = {**DEFAULTS, "temperature": params["temperature"] if is_drawn else 0.0}
+            ids = live.ids + live.output
+            drawn = draw(ids, (), how, stop_ids, uniform, is_raw=False, decode=self._text)
+            live.output.append(drawn.token)
+            live.text = self._text(live.output)
+            self._check_end(live, drawn.token, stop_ids)
+            if (at + 1) % BLOCK == 0:
+                break
+        assert len(live.output) <= most
 
     def _check_end(self, live: Live, token: int, stop_ids: frozenset[int]) -> None:
         params = live.params

@@ -26,6 +26,9 @@ EOS = 0
 VOCAB_SIZE = len(SPECIAL) + 256 + 4
 """Specials, bytes, and a few rows that no token uses."""
 
+BLOCK, MASK = 4, 151669
+"""Of SDAR: what SGLang has in code."""
+
 Row = npt.NDArray[np.float64]
 
 
@@ -39,12 +42,18 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def write_fake_model(directory: Path) -> Path:
-    """A model directory without weights."""
+def write_fake_model(directory: Path, *, architecture: str = "LlamaForCausalLM") -> Path:
+    """A model directory without weights; one of SDAR counts its mask among its vocabulary."""
     tokenizer().save(str(directory / "tokenizer.json"))
     named = {"eos_token": SPECIAL[EOS], "chat_template": TEMPLATE}
     (directory / "tokenizer_config.json").write_text(json.dumps(named))
-    config = {"model_type": "llama", "vocab_size": VOCAB_SIZE, "eos_token_id": EOS}
+    size = MASK + 1 if architecture.startswith("SDAR") else VOCAB_SIZE
+    config = {
+        "model_type": "llama",
+        "architectures": [architecture],
+        "vocab_size": size,
+        "eos_token_id": EOS,
+    }
     (directory / "config.json").write_text(json.dumps(config))
     return directory
 

@@ -83,6 +83,9 @@ class DenoiserInfo:
         parameters: Weights in the model.
         default_length: Tokens of a text where nobody asks for another length.
         temperature: What suits its trees where nobody asks for another.
+        block_size: Above 0 a step is a whole block of so many tokens, counted from the row's first,
+            and there are no other steps: see `require_own_steps`.
+        reads_temperature: Whether a temperature above 0 makes draws random.
     """
 
     model_id: str
@@ -93,6 +96,8 @@ class DenoiserInfo:
     parameters: int = 0
     default_length: int = 32
     temperature: float = 1.0
+    block_size: int = 0
+    reads_temperature: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ class DenoiseJob:
         seed: Of all draws of this job.
         temperature: Of the tokens; 0 takes the likeliest.
         kernel: How positions are picked.
+        tenant: Whose it is, where something is cached.
     """
 
     tokens: TokenIds
@@ -116,6 +122,7 @@ class DenoiseJob:
     seed: int
     temperature: float
     kernel: Kernel
+    tenant: str = ""
 
 
 @dataclass(frozen=True)
@@ -239,7 +246,8 @@ def answer_ids(tokens: TokenIds, prompt_tokens: int, eos_ids: frozenset[int]) ->
 
 def is_stochastic(info: DenoiserInfo, kernel: Kernel, temperature: float) -> bool:
     """Whether two seeds may give two texts."""
-    return temperature > 0 or kernel.name in info.stochastic or kernel.position_temperature > 0
+    is_drawn = temperature > 0 and info.reads_temperature
+    return is_drawn or kernel.name in info.stochastic or kernel.position_temperature > 0
 
 
 def require_stochastic(info: DenoiserInfo, kernel: Kernel, temperature: float) -> None:
@@ -248,12 +256,47 @@ def require_stochastic(info: DenoiserInfo, kernel: Kernel, temperature: float) -
     Raises:
         DeterministicKernel: Temperature 0, and nothing else is random.
     """
-    if not is_stochastic(info, kernel, temperature):
+    if is_stochastic(info, kernel, temperature):
+        return
+    if not info.reads_temperature:
         raise DeterministicKernel(
-            f"kernel {kernel.name!r} at temperature 0 always gives the same text, so every branch "
-            "of a tree would be equal and searching it useless: use a temperature above 0, "
-            f"position_temperature above 0, or one of {', '.join(sorted(info.stochastic))}"
+            f"the server of model {info.model_id!r} reveals the likeliest tokens whatever the "
+            "temperature is, so every branch of a tree would be equal and searching it useless: "
+            "start it with an algorithm that draws"
         )
+    if info.block_size:
+        raise DeterministicKernel(
+            f"at temperature 0 model {info.model_id!r} always gives the same text, so every branch "
+            "of a tree would be equal and searching it useless: use a temperature above 0"
+        )
+    raise DeterministicKernel(
+        f"kernel {kernel.name!r} at temperature 0 always gives the same text, so every branch "
+        "of a tree would be equal and searching it useless: use a temperature above 0, "
+        f"position_temperature above 0, or one of {', '.join(sorted(info.stochastic))}"
+    )
+
+
+def require_own_steps(info: DenoiserInfo, own: Kernel, kernel: Kernel) -> None:
+    """Refuse other steps than whole blocks where a server knows no others.
+
+    Args:
+        info: The denoiser's.
+        own: How its own samples go.
+        kernel: What is asked.
+
+    Raises:
+        DenoiseError: Naming the field that differs.
+    """
+    if not info.block_size:
+        return
+    for name in ("name", "steps", "block_length", "position_temperature"):
+        if getattr(kernel, name) != getattr(own, name):
+            raise DenoiseError(
+                "kernel" if name == "name" else name,
+                f"{name} {getattr(kernel, name)!r} cannot be: the server of model "
+                f"{info.model_id!r} denoises whole blocks of {info.block_size} tokens and shows no "
+                "state between, so its steps are blocks; leave it out",
+            )
 
 
 def check_kernel(info: DenoiserInfo, kernel: Kernel, length: int) -> None:

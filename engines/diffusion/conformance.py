@@ -43,12 +43,14 @@ class DenoiserSubject:
         prompt: Ids that it reads, without a mask.
         length: Tokens of a text; a multiple of 4, at least 8.
         close: Ends a denoiser.
+        kernels: Those to check; by default two of each name that the denoiser has.
     """
 
     make: Callable[[], Denoiser]
     prompt: TokenIds
     length: int = 8
     close: Callable[[Denoiser], Awaitable[None]] | None = None
+    kernels: tuple[Kernel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ async def run_check(check: Check, subject: DenoiserSubject) -> None:
     """
     denoiser = subject.make()
     length = subject.length
-    kernels = tuple(
+    kernels = subject.kernels or tuple(
         kernel
         for name in denoiser.info.kernels
         for kernel in (
@@ -195,6 +197,9 @@ async def revealed_tokens_have_logps(trial: _Trial) -> None:
 
 async def blocks_come_in_order(trial: _Trial) -> None:
     """Nothing is revealed in a block before the one before it is full."""
+    if trial.denoiser.info.block_size:
+        await _only_whole_blocks(trial)
+        return
     mask, length = trial.denoiser.info.mask_id, trial.subject.length
     start = len(trial.subject.prompt)
     for name in trial.denoiser.info.kernels:
@@ -203,6 +208,18 @@ async def blocks_come_in_order(trial: _Trial) -> None:
             text = part.tokens[start:]
             has_second = any(token != mask for token in text[length // 2 :])
             require(not has_second or mask not in text[: length // 2], f"{name} ran ahead: {text}")
+
+
+async def _only_whole_blocks(trial: _Trial) -> None:
+    """Each step of a denoiser of whole blocks fills one, counted from the row's first token."""
+    info = trial.denoiser.info
+    for kernel in trial.kernels:
+        states = await _stepwise(trial, trial.job(kernel, seed=11))
+        for state in states[1:]:
+            known = len(state.tokens) - state.tokens.count(info.mask_id)
+            require(info.mask_id not in state.tokens[:known], "a block behind a mask was filled")
+            is_whole = known % info.block_size == 0 or known == len(state.tokens)
+            require(is_whole, f"{known} tokens are no blocks of {info.block_size}")
 
 
 async def zero_temperature_is_greedy(trial: _Trial) -> None:

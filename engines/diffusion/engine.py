@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,10 +33,11 @@ from engines.base import (
     Sampling,
     TokenIds,
 )
-from engines.child import TokenChild
-from engines.diffusion.base import Course, Denoised, DenoiseJob, Denoiser, frozen_prompt
+from engines.diffusion.base import Course, Denoiser
 from engines.diffusion.denoiser import TorchDenoiser, open_checkpoint
-from engines.diffusion.options import DiffusionOptions, check_sampling, course, fitted
+from engines.diffusion.options import DiffusionOptions, course, fitted
+from engines.diffusion.refusals import check_sampling
+from engines.diffusion.whole import whole_texts
 from engines.embedded.config import read_json
 from engines.embedded.sample import mix
 from engines.embedded.tokenizer import ChatTokenizer
@@ -48,7 +48,6 @@ from engines.errors import (
     PromptError,
     UnsupportedByEngine,
 )
-from engines.merging import merged
 from engines.token_prefix import TokenPrefix, own_prefix
 
 _CAPABILITIES: Final = frozenset({Capability.DENOISE, Capability.SEED})
@@ -167,18 +166,7 @@ class DiffusionEngine:
         if len(seeds) != n:
             raise ValueError(f"{len(seeds)} seeds for {n} children")
         check_sampling(self.info.model_id, how)
-        plan = None
-        if not TokenChild(0, claim, how, self.info).is_over:
-            left = None if how.max_tokens is None else how.max_tokens - claim.position
-            plan = self.course(len(claim.token_ids), replace(how, max_tokens=left))
-            if len(claim.token_ids) + plan.length < self.info.context_tokens:
-                how = replace(how, max_tokens=claim.position + plan.length)  # full is an end, too
-        children = [TokenChild(index, claim, how, self.info) for index in range(n)]
-        draws = [
-            self._draw(child, claim, plan, seed, how.deltas)
-            for child, seed in zip(children, seeds, strict=True)
-        ]
-        return draws[0] if n == 1 else merged(draws)
+        return whole_texts(self, claim, how, seeds)
 
     def check_sampling(self, how: Sampling) -> None:
         """See `ChecksSampling.check_sampling`."""
@@ -259,38 +247,6 @@ class DiffusionEngine:
     def _require_open(self) -> None:
         if self._denoiser.batcher.is_closed:
             raise EngineClosed(f"the engine of model {self.info.model_id!r} was closed")
-
-    async def _draw(
-        self,
-        child: TokenChild,
-        claim: TokenPrefix,
-        plan: Course | None,
-        seed: int,
-        has_deltas: bool,
-    ) -> AsyncGenerator[Delta | Continuation]:
-        """One child; without a plan it was over before anything was drawn."""
-        nfe = computed = 0
-        if plan is not None:
-            done = await self._run(claim.token_ids, plan, seed)
-            start = len(claim.token_ids)
-            nfe, computed = done.nfe, done.nfe * len(done.tokens)
-            child.feed(done.tokens[start:], done.logps[start:])
-            if has_deltas and (delta := child.delta()) is not None:
-                yield delta
-        yield replace(child.continuation(computed_tokens=computed), nfe=nfe)
-
-    async def _run(self, prompt: TokenIds, plan: Course, seed: int) -> Denoised:
-        job = DenoiseJob(
-            tokens=self._denoiser.start(prompt, plan.length),
-            frozen_mask=frozen_prompt(len(prompt), plan.length),
-            step=0,
-            stop_step=plan.kernel.steps,
-            seed=seed,
-            temperature=plan.temperature,
-            kernel=plan.kernel,
-        )
-        [done] = await self._denoiser.denoise([job])
-        return done
 
 
 def open_engine(model_id: str, model: str, options: Mapping[str, Any]) -> DiffusionEngine:

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from engines.base import Capability, Engine, Sampling
+from engines.errors import UnsupportedByEngine
 from search.base import Outcome, Ranked
 from search.branch import Branch
 from search.budget import Limited
@@ -87,7 +88,12 @@ class FkSteering:
 
     def check(self, engine: Engine, how: Sampling) -> None:
         """Refuse a chain that cannot be, or has no chance in it."""
-        chain_of(engine, (), how, self.params.options)
+        if chain_of(engine, (), how, self.params.options).info.block_size:
+            raise UnsupportedByEngine(
+                "guesses",
+                engine.info.model_id,
+                "its server denoises whole blocks and guesses at nothing in one shot; use dts_star",
+            )
 
     async def run(self, search: Search) -> Outcome:
         """Denoise to the next resampling, guess, weigh, resample; at the end the best text."""

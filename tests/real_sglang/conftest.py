@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.real_sglang.rig import PYTHON, ROOT, RealServer
+from tests.real_sglang.rig import HERE, PYTHON, ROOT, RealServer
 
 SAPLING = ROOT / "models" / "sapling_sums"
 
@@ -75,6 +77,32 @@ def plain(tiny: Path, logs: Path) -> Iterator[RealServer]:
 def generator(request: pytest.FixtureRequest) -> RealServer:
     server: RealServer = request.getfixturevalue(request.param)
     return server
+
+
+@pytest.fixture(scope="session")
+def block_server(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[RealServer]:
+    """A LLaDA2 whose blocks are drawn; a step reveals much, so that few of them are needed."""
+    from tests.contract.tiny_llama import write_tiny_llama
+    from tests.real_sglang.tiny_llada2 import write_tiny_llada2
+
+    directory = write_tiny_llama(tmp_path_factory.mktemp("llada2"), context_tokens=1024)
+    known = json.loads((directory / "config.json").read_text())
+    write_tiny_llada2(
+        directory, readable=known["vocab_size"], eos_id=known["eos_token_id"], context_tokens=1024
+    )
+    (directory / "algorithm.yaml").write_text("threshold: 0.03\n")
+    server = RealServer(
+        directory,
+        logs / "blocks.log",
+        "--dllm-algorithm=SampledConfidence",
+        f"--dllm-algorithm-config={directory / 'algorithm.yaml'}",
+        "--max-running-requests=8",
+        environment={"PYTHONPATH": os.pathsep.join((str(HERE / "stand_ins"), str(ROOT)))},
+    )
+    try:
+        yield server.wait_ready()
+    finally:
+        server.kill()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ _TORCHVISION.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Te
 
 if __name__ == "__main__":
     from sglang.launch_server import run_server
+    from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
 
+    load_plugins()
     run_server(prepare_server_args(sys.argv[1:]))
