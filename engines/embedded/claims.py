@@ -82,6 +82,11 @@ class PageClaim:
             claims.hold(self)
 
     @property
+    def leaf(self) -> Node | None:
+        """The locked node at the end of its pages; needs the ledger's lock."""
+        return self._leaf
+
+    @property
     def answer_bytes(self) -> bytes:
         """Bytes of the answer so far."""
         table = self._token_bytes
@@ -119,6 +124,16 @@ class PageClaim:
             self.is_released = True
             with self._claims.ledger.lock:
                 self.give_up()
+
+    def keep(self, leaf: Node) -> None:
+        """Take over the lock on `leaf`, where its tokens end now; needs the ledger's lock."""
+        old, self._leaf = self._leaf, leaf
+        if self.is_released:
+            self.give_up()
+        else:
+            self._claims.hold(self)
+        if old is not None:
+            self._claims.ledger.unlock_path(old)
 
     def give_up(self) -> None:
         """Do without pages; needs the ledger's lock."""

@@ -34,7 +34,7 @@ from engines.drafters.shelf import Shelf
 from engines.embedded.claims import PageClaim
 from engines.embedded.config import read_json
 from engines.embedded.items import new_delta, next_tokens
-from engines.embedded.jobs import GenerateJob, ReadRequest
+from engines.embedded.jobs import GenerateJob, LastStates, ReadRequest
 from engines.embedded.runtime import Runtime, RuntimeOptions
 from engines.embedded.sample import mix
 from engines.embedded.sequence import Branch
@@ -52,6 +52,9 @@ _CAPABILITIES = frozenset(
         Capability.DRAFTER,
     }
 )
+
+_LISTED_ROWS = 64
+"""Rows of the vocabulary that are turned into next tokens at a time."""
 
 
 class EmbeddedEngine:
@@ -191,12 +194,16 @@ class EmbeddedEngine:
             raise ValueError("exactly one of ids, mass and top_k is needed")
         self._runtime.require_ids(ids or ())
 
-        def finish(hidden: torch.Tensor) -> NextTokens:
-            row = self._runtime.decoder.logits(hidden[-1:]).log_softmax(-1)[0]
-            return next_tokens(row, ids, mass, top_k)
+        def finish(states: torch.Tensor) -> list[NextTokens]:
+            found: list[NextTokens] = []
+            for part in torch.split(states, _LISTED_ROWS):
+                rows = self._runtime.decoder.logits(part).log_softmax(-1)
+                found += next_tokens(rows, ids, mass, top_k)
+            return found
 
+        together = LastStates(finish)
         results = await self._runtime.read(
-            [self._request(p, len(p.token_ids) - 1, finish) for p in prefixes]
+            [self._request(p, len(p.token_ids) - 1, together) for p in prefixes]
         )
         return [result.value for result in results]
 
@@ -422,6 +429,7 @@ class EmbeddedEngine:
             finish,
             age=claim.age,
             priority=claim.priority,
+            claim=claim,
         )
 
 

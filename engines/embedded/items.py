@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
-from engines.base import Delta, NextTokens
+from engines.base import Delta, NextTokens, TokenIds
 from engines.embedded.sequence import Branch
 
 _FIRST_LISTED = 64
@@ -34,44 +33,72 @@ def new_delta(branch: Branch) -> Delta | None:
 
 
 def next_tokens(
-    row: torch.Tensor, ids: Sequence[int] | None, mass: float | None, top_k: int | None
-) -> NextTokens:
-    """One row of log-probabilities (V,) cut to what was asked for."""
+    rows: torch.Tensor, ids: Sequence[int] | None, mass: float | None, top_k: int | None
+) -> list[NextTokens]:
+    """Rows of log-probabilities (N, V) cut to what was asked for."""
     if ids is not None:
-        wanted = tuple(ids)
-        values = row[torch.tensor(wanted, device=row.device)].tolist() if wanted else []
-        distinct = row[torch.tensor(sorted(set(wanted)), device=row.device)] if wanted else row[:0]
-        return NextTokens(wanted, tuple(values), max(0.0, 1.0 - float(distinct.exp().sum())))
+        return _of_ids(rows, tuple(ids))
     if mass is not None:
-        return _nucleus(row, mass)
-    found, logps = _likeliest(row, top_k or len(row))
-    return NextTokens(
-        tuple(found.tolist()), tuple(logps.tolist()), max(0.0, 1.0 - float(logps.exp().sum()))
-    )
+        return _nuclei(rows, mass, _FIRST_LISTED if mass < 1.0 else rows.shape[1])
+    found, logps = _likeliest(rows, top_k or rows.shape[1])
+    tails = (1.0 - logps.exp().sum(1)).clamp_min(0.0)
+    listed = zip(found.tolist(), logps.tolist(), tails.tolist(), strict=True)
+    return [NextTokens(tuple(one), tuple(values), tail) for one, values, tail in listed]
 
 
-def _nucleus(row: torch.Tensor, mass: float) -> NextTokens:
-    """The likeliest tokens in front of which there is less than `mass`, at least one."""
-    size = _FIRST_LISTED if mass < 1.0 else len(row)
-    while True:
-        found, tensor = _likeliest(row, size)
-        logps, count, held = tensor.tolist(), 0, 0.0
-        # Sums of float32 come to 1 before all is listed: who asks for all of it gets every token.
-        while count < len(logps) and (held < mass or not count or mass >= 1.0):
-            held += math.exp(logps[count])
-            count += 1
-        if held >= mass or size >= len(row):
-            ids = tuple(found[:count].tolist())
-            tail = max(0.0, 1.0 - held) if count < len(row) else 0.0
-            return NextTokens(ids, tuple(logps[:count]), tail)
-        size *= 8
+def _of_ids(rows: torch.Tensor, ids: TokenIds) -> list[NextTokens]:
+    """These tokens of every row, with what is beside them."""
+    wanted = torch.tensor(ids, dtype=torch.long, device=rows.device)
+    values = rows.index_select(1, wanted).tolist()
+    distinct = torch.tensor(sorted(set(ids)), dtype=torch.long, device=rows.device)
+    tails = (1.0 - rows.index_select(1, distinct).exp().sum(1)).clamp_min(0.0).tolist()
+    return [NextTokens(ids, tuple(one), tail) for one, tail in zip(values, tails, strict=True)]
 
 
-def _likeliest(row: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and values of the `count` largest, largest first, ties by id; all that there are."""
-    if count >= len(row) or len(row) <= _SORTED_WHOLE:
-        whole = row.sort(descending=True, stable=True)
-        return whole.indices[:count], whole.values[:count]
+def _nuclei(rows: torch.Tensor, mass: float, size: int) -> list[NextTokens]:
+    """Of each row the likeliest tokens in front of which there is less than `mass`, at least one.
+
+    Args:
+        rows: (N, V) log-probabilities.
+        mass: In 0..1.
+        size: Tokens to look among; where they do not hold the mass, more are looked at.
+    """
+    found, logps = _likeliest(rows, size)
+    listed = found.shape[1]
+    sums = logps.double().exp().cumsum(1)
+    # Sums of float32 come to 1 before all is listed: who asks for all of it gets every token.
+    before = (sums < mass).sum(1) if mass < 1.0 else sums.new_full((len(sums),), listed).long()
+    counts = before.add_(1).clamp_max_(listed)
+    held = sums.gather(1, counts.unsqueeze(1) - 1).squeeze(1).tolist()
+    ends, longest = counts.tolist(), int(counts.max())
+    ids, values = found[:, :longest].tolist(), logps[:, :longest].tolist()
+    is_all = listed == rows.shape[1]
+    short = [] if is_all else [at for at, one in enumerate(held) if one < mass]
+    deeper = iter(_nuclei(rows[short], mass, size * 8) if short else ())
+    return [
+        next(deeper)
+        if not is_all and one < mass
+        else NextTokens(
+            tuple(ids[at][:end]),
+            tuple(values[at][:end]),
+            max(0.0, 1.0 - one) if end < rows.shape[1] else 0.0,
+        )
+        for at, (end, one) in enumerate(zip(ends, held, strict=True))
+    ]
+
+
+def _likeliest(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and values of each row's `count` largest, largest first, ties by id; at most all."""
+    size = rows.shape[1]
+    if size <= _SORTED_WHOLE or count >= size:
+        whole = rows.sort(dim=1, descending=True, stable=True)
+        return whole.indices[:, :count], whole.values[:, :count]
+    ids, values = zip(*(_likeliest_of(row, count) for row in rows), strict=True)
+    return torch.stack(ids), torch.stack(values)
+
+
+def _likeliest_of(row: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`_likeliest` of one row (V,) that takes longer to sort than these take to find."""
     least = row.topk(count).values[-1]
     ids = (row >= least).nonzero().squeeze(1)
     order = row[ids].sort(descending=True, stable=True)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from engines.base import Continuation, Delta, TokenIds
+    from engines.embedded.claims import PageClaim
 
 
 class Job:
@@ -70,20 +71,36 @@ class ReadJob(Job):
         self.results: list[ReadResult] = []
 
 
-class ReadRequest:
-    """One sequence of a `ReadJob`; `age` and `priority` are those of the claim that is read."""
+@dataclass(frozen=True, eq=False)
+class LastStates:
+    """A `finish` for many sequences at a time, of which only the last state is wanted.
 
-    __slots__ = ("age", "finish", "priority", "read_from", "tenant", "tokens")
+    Attributes:
+        function: Turns (N, C) states into N results.
+    """
+
+    function: Callable[[torch.Tensor], Sequence[object]]
+
+
+class ReadRequest:
+    """One sequence of a `ReadJob`.
+
+    `age` and `priority` are those of the claim that is read. `claim` is one on just these tokens,
+    which keeps the pages of what is run.
+    """
+
+    __slots__ = ("age", "claim", "finish", "priority", "read_from", "tenant", "tokens")
 
     def __init__(
         self,
         tenant: str,
         tokens: TokenIds,
         read_from: int,
-        finish: Callable[[torch.Tensor], object],
+        finish: Callable[[torch.Tensor], object] | LastStates,
         *,
         age: int | None = None,
         priority: int = 0,
+        claim: PageClaim | None = None,
     ) -> None:
         self.tenant = tenant
         self.tokens = tokens
@@ -91,3 +108,4 @@ class ReadRequest:
         self.finish = finish
         self.age = age
         self.priority = priority
+        self.claim = claim

@@ -247,7 +247,14 @@ class Runtime:
         job.results = [ReadResult(None, 0)] * len(requests)
         readings = [
             Reading(
-                r.tenant, r.tokens, r.read_from, r.finish, job, i, self.order(r.priority, r.age)
+                r.tenant,
+                r.tokens,
+                r.read_from,
+                r.finish,
+                job,
+                i,
+                self.order(r.priority, r.age),
+                r.claim,
             )
             for i, r in enumerate(requests)
         ]

@@ -270,7 +270,8 @@ class Scheduler:
     ) -> bool | None:
         """Claim pages: True when done, False without room, None to ask again later."""
         ledger = self._ledger
-        match = ledger.trie.match(sequence.tenant, tuple(sequence.tokens[: sequence.cacheable]))
+        head = tuple(sequence.tokens[: sequence.cacheable])
+        match = ledger.trie.match(sequence.tenant, head, sequence.known)
         if self._is_coming(sequence, match.length):
             return None
         ledger.lock_path(match.leaf)

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import torch
 
     from engines.drafters.base import Drafter
-    from engines.embedded.jobs import GenerateJob, ReadJob
+    from engines.embedded.claims import PageClaim
+    from engines.embedded.jobs import GenerateJob, LastStates, ReadJob
 
 Order: TypeAlias = tuple[int, int, int]
 """Place in the queue, smallest first: minus the priority, age of the request, number."""
@@ -71,6 +72,11 @@ class Sequence:
         """Tokens that still have to be run."""
         return len(self.tokens) - self.computed
 
+    @property
+    def known(self) -> Node | None:
+        """A locked node on its path, where the look into the cache may begin."""
+        return None
+
     def page_at(self, position: int, page_tokens: int) -> int:
         """The page of the token at `position`."""
         number = position // page_tokens
@@ -84,22 +90,24 @@ class Reading(Sequence):
     Args:
         read_from: First position whose hidden state is wanted; these are run even when cached.
         finish: Turns (len(tokens) - read_from, C) hidden states into the result, on the worker's
-            thread.
+            thread; or those of several sequences at a time.
         job: Whom to tell.
         index: Number in the job.
+        claim: Keeps the pages of `tokens`, where somebody has one on them.
     """
 
-    __slots__ = ("finish", "hidden", "index", "job", "read_from")
+    __slots__ = ("claim", "finish", "hidden", "index", "job", "read_from")
 
     def __init__(
         self,
         tenant: str,
         tokens: TokenIds,
         read_from: int,
-        finish: Callable[[torch.Tensor], object],
+        finish: Callable[[torch.Tensor], object] | LastStates,
         job: ReadJob,
         index: int,
         order: Order,
+        claim: PageClaim | None = None,
     ) -> None:
         super().__init__(tenant, tokens, read_from, 0, order)
         self.read_from = read_from
@@ -107,6 +115,12 @@ class Reading(Sequence):
         self.job = job
         self.index = index
         self.hidden: list[torch.Tensor] = []
+        self.claim = claim
+
+    @property
+    def known(self) -> Node | None:
+        """See `Sequence.known`."""
+        return None if self.claim is None else self.claim.leaf
 
 
 class Branch(Sequence):

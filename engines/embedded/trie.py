@@ -64,6 +64,16 @@ def _is_evictable(node: Node) -> bool:
     return node.parent is not None and not node.locks and not node.children
 
 
+def _full_pages(node: Node | None, size: int) -> list[Node]:
+    """The full pages from the root down to `node`."""
+    pages = []
+    while node is not None and node.parent is not None:
+        if len(node.tokens) == size:
+            pages.append(node)
+        node = node.parent
+    return pages[::-1]
+
+
 def _common(a: TokenIds, b: TokenIds, known: int) -> int:
     """Length of the longest common prefix of `a` and `b`, of which `known` tokens are equal."""
     size = min(len(a), len(b))
@@ -84,17 +94,28 @@ class Trie:
     _evictable: list[tuple[int, int, Node]] = field(default_factory=list)
     _serial: Iterator[int] = field(default_factory=itertools.count)
 
-    def match(self, tenant: str, tokens: TokenIds) -> Match:
-        """The longest cached prefix of `tokens`; locks nothing and splits nothing."""
+    def match(self, tenant: str, tokens: TokenIds, known: Node | None = None) -> Match:
+        """The longest cached prefix of `tokens`; locks nothing and splits nothing.
+
+        Args:
+            tenant: Whose trie.
+            tokens: What to look for.
+            known: A node whose ancestors are on their path, in the trie; the search begins there.
+        """
         node = self._roots.get(tenant)
         if node is None:
             return Match()
-        nodes: list[Node] = []
-        size, at, end = self.page_tokens, 0, len(tokens)
+        size, end = self.page_tokens, len(tokens)
+        nodes = _full_pages(known, size)[: end // size]
+        # What a claim ends in may be a page of which it found only the beginning.
+        if nodes and nodes[-1].tokens != tokens[size * (len(nodes) - 1) : size * len(nodes)]:
+            nodes.pop()
+        node, at = nodes[-1] if nodes else node, size * len(nodes)
         while at < end:
             head = tokens[at : at + size]
             best, best_common = None, 0
-            for child in node.children.get(head[0], ()):
+            # The newest first: of a growing branch it is the longest, and spares the others.
+            for child in reversed(node.children.get(head[0], ())):
                 longer = best_common + 1
                 if child.tokens[:longer] == head[:longer] and len(child.tokens) >= longer:
                     best, best_common = child, _common(child.tokens, head, longer)

@@ -24,6 +24,7 @@ from engines.embedded.drafting import Drafting, Verified
 from engines.embedded.jobs import GenerateJob, Job, ReadJob, ReadResult
 from engines.embedded.model import Decoder
 from engines.embedded.pages import KvPool
+from engines.embedded.reading import finished
 from engines.embedded.sample import Draw, NodeDraw, Sampler
 from engines.embedded.schedule import Scheduler
 from engines.embedded.sequence import Branch, Reading
@@ -226,6 +227,7 @@ class Worker:
             np.array(tokens), np.array(positions), np.array(slots), self._planner.plan(rows)
         )
         at = 0
+        read: list[Reading] = []
         for sequence, count in batch:
             if isinstance(sequence, Reading):
                 skipped = max(0, sequence.read_from - sequence.computed)
@@ -235,9 +237,11 @@ class Worker:
             sequence.computed_tokens += count
             if isinstance(sequence, Reading):
                 if not sequence.pending:
-                    self._finish_reading(sequence)
+                    read.append(sequence)
             elif sequence.pending == 1:
                 self._publish(sequence)
+        if read:
+            self._finish_readings(read)
 
     def _publish(self, sequence: Run) -> None:
         """Let siblings find a prompt that has just been run; nothing is found that is not there."""
@@ -392,16 +396,18 @@ class Worker:
             branch.job.finished.append(branch)
         self._settle(branch)
 
-    def _finish_reading(self, reading: Reading) -> None:
-        hidden = reading.hidden[0] if len(reading.hidden) == 1 else torch.cat(reading.hidden)
-        reading.hidden = []
-        result = reading.finish(hidden)
+    def _finish_readings(self, readings: list[Reading]) -> None:
+        results = finished(readings)
         with self._ledger.lock:
-            self._scheduler.retire(reading, keep=len(reading.tokens))
-            self._ledger.unlock_path(reading.nodes[-1] if reading.nodes else None)
-            reading.nodes = []
-            reading.job.results[reading.index] = ReadResult(result, reading.computed_tokens)
-            self._settle(reading)
+            for reading, result in zip(readings, results, strict=True):
+                self._scheduler.retire(reading, keep=len(reading.tokens))
+                leaf, reading.nodes = reading.nodes[-1], []
+                if reading.claim is not None:
+                    reading.claim.keep(leaf)
+                else:
+                    self._ledger.unlock_path(leaf)
+                reading.job.results[reading.index] = ReadResult(result, reading.computed_tokens)
+                self._settle(reading)
 
     def _settle(self, sequence: Run) -> None:
         """The worker has let go of `sequence`; needs the lock."""

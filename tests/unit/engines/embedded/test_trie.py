@@ -173,3 +173,13 @@ def test_using_a_page_often_does_not_grow_the_index(trie: Trie) -> None:
         trie.unlock(leaf)
     assert len(trie._evictable) < 200
     assert trie.evict(1) == [0]
+
+
+def test_a_match_that_begins_at_a_known_node_is_the_same(trie: Trie) -> None:
+    tokens = tuple(range(1, 12))
+    nodes = put(trie, tokens, 0)
+    other = put(trie, (*tokens[:4], 5, 6, 0, 0), 8)[-1]  # found by (…, 5, 6) as well
+    for size in range(len(tokens) + 1):
+        for known in (None, *nodes[: -(-size // P)], other if size > P else None):
+            for wanted in (tokens[:size], (*tokens[:size], 90, 91)):
+                assert trie.match("", wanted, known) == trie.match("", wanted)
