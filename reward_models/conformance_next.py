@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from reward_models.base import UNSEEN, Candidate, MultifurcationRewardModel
+from reward_models.base import UNSEEN, Candidate, MultifurcationRewardModel, rewards_at
 from reward_models.conformance_trial import Trial, near, require
 
 
@@ -17,6 +17,11 @@ async def next_rewards_are_gathered(trial: Trial) -> None:
     claims = [root, *(trial.own(root.extend((one,))) for one in ids[:3])]
     rows = await judge.next_rewards([*claims, root])
     require(len(rows) == len(claims) + 1, f"{len(rows)} rows of {len(claims) + 1} claims")
+    asked = [ids[at % len(ids) :] for at in range(len(rows))]
+    together = rewards_at(rows, asked)
+    require(len(together) == len(rows), f"{len(together)} lists of rewards of {len(rows)} rows")
+    for row, one, values in zip(rows, asked, together, strict=True):
+        require(near(row.at(one), values), "a reward depends on what else is asked for")
     for claim, row in zip((*claims, root), rows, strict=True):
         values = row.at(ids)
         require(all(map(math.isfinite, values)), f"{values} are not finite")

@@ -29,7 +29,7 @@ import torch
 
 from engines.base import ChatMessage, Health, TokenIds
 from engines.embedded.claims import PageClaim
-from engines.embedded.jobs import ReadRequest
+from engines.embedded.jobs import LastStates, ReadRequest
 from engines.embedded.runtime import Runtime, RuntimeOptions
 from engines.embedded.tokenizer import ChatTokenizer
 from engines.errors import EngineClosed, EngineError, ModelLoadError
@@ -127,11 +127,13 @@ class MultifurcationJudge:
         """
         owned = [_own(claim) for claim in claims]
         keys: list[_Key] = [(one.tenant, one.token_ids) for one in owned]
-        rows, _ = await self._read(dict(zip(keys, (one.pages for one in owned), strict=True)))
+        wanted = {key: one.pages for key, one in zip(keys, owned, strict=True)}
+        rows, computed = await self._read(wanted)
         for one, key in zip(owned, keys, strict=True):
             if one.row is None and not one.is_released:
                 one.row = rows[key]
-                self._keep(one)
+                if key not in computed or one.pages is not wanted[key]:
+                    self._keep(one)
         return [rows[key] for key in keys]
 
     async def score(self, batch: Sequence[Candidate]) -> list[Score]:
@@ -176,11 +178,13 @@ class MultifurcationJudge:
         """Rows behind tokens, and the tokens run for those that were not known."""
         rows = {key: row for key in wanted if (row := self._rows.get(key)) is not None}
         requests: dict[_Key, ReadRequest] = {}
+        longest = self._runtime.context_tokens
         for key, claim in wanted.items():
             if key in rows:
                 continue
             if self._can_read(key[1]):
-                requests[key] = _request(key, claim)
+                # Nobody goes on from what fills the context: it need not be kept.
+                requests[key] = _request(key, claim, keeps=len(key[1]) < longest)
             else:
                 rows[key] = HiddenRow(self._head, None)
         try:
@@ -235,15 +239,27 @@ class _Drawn(NamedTuple):
     last: int
 
 
-def _request(key: _Key, claim: PageClaim | None) -> ReadRequest:
+def _request(key: _Key, claim: PageClaim | None, *, keeps: bool) -> ReadRequest:
     tenant, tokens = key
     age, priority = (claim.age, claim.priority) if claim else (None, 0)
-    return ReadRequest(tenant, tokens, len(tokens) - 1, _state, age=age, priority=priority)
+    is_own = keeps and claim is not None and claim.token_ids == tokens
+    return ReadRequest(
+        tenant,
+        tokens,
+        len(tokens) - 1,
+        _STATES,
+        age=age,
+        priority=priority,
+        claim=claim if is_own else None,
+    )
 
 
-def _state(hidden: torch.Tensor) -> torch.Tensor:
-    """The last of some hidden states (N, C), as float32 (C,) of its own."""
-    return hidden[-1].float().clone()
+def _states(hidden: torch.Tensor) -> list[torch.Tensor]:
+    """Hidden states (N, C), each as float32 (C,); they share memory of their own."""
+    return list(hidden.float().clone())
+
+
+_STATES: Final = LastStates(_states)
 
 
 def _own(claim: Claim) -> RowClaim:

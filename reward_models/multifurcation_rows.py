@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate, chain, pairwise
+from typing import Final
 
+import numpy as np
 import torch
 
 from engines.base import TokenIds
 from engines.embedded.claims import PageClaim
-from reward_models.base import UNSEEN
+from reward_models.base import UNSEEN, RewardRow
+
+_GATHERED: Final = 8192
+"""Rows of the output head that are gathered at a time."""
 
 
 class RewardHead:
@@ -32,21 +38,32 @@ class RewardHead:
         self._unseen = unseen
 
     @torch.inference_mode()
-    def rewards(self, hidden: torch.Tensor, ids: Sequence[int]) -> list[float]:
-        """Of `ids`, in float32; one beyond the vocabulary was never seen.
+    def rewards(
+        self, hidden: Sequence[torch.Tensor], ids: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """Of `ids` after each state, in float32; one beyond the vocabulary was never seen.
 
         Args:
-            hidden: (C,) float32.
-            ids: Tokens, not negative.
+            hidden: Each (C,) float32; at least one.
+            ids: Of each: tokens, not negative.
         """
-        size = len(self._bias)
-        at = torch.tensor([min(one, size - 1) for one in ids], device=hidden.device).long()
+        size, device = len(self._bias), self._bias.device
+        ends = list(accumulate(map(len, ids)))
+        asked = np.fromiter(chain.from_iterable(ids), np.int64, ends[-1])
+        beyond = torch.from_numpy(asked >= size).to(device)
+        at = torch.from_numpy(np.minimum(asked, size - 1)).to(device)
+        whose = np.repeat(np.arange(len(ids)), [len(one) for one in ids])
+        owners = torch.from_numpy(whose).to(device)
+        parts = zip(torch.split(at, _GATHERED), torch.split(owners, _GATHERED), strict=True)
+        states = torch.stack(list(hidden))
         # Summed row by row: a matrix product's last bits depend on what else is asked for.
-        products = self._weight.index_select(0, at).float().mul_(hidden)
-        values = products.sum(1) + self._bias[at]
-        values = values.masked_fill(self._unseen[at], UNSEEN)
-        found: list[float] = values.tolist()
-        return [value if one < size else UNSEEN for value, one in zip(found, ids, strict=True)]
+        sums = [
+            self._weight.index_select(0, ids_).float().mul_(states.index_select(0, rows)).sum(1)
+            for ids_, rows in parts
+        ]
+        values = torch.cat(sums) + self._bias[at]
+        found: list[float] = values.masked_fill(self._unseen[at] | beyond, UNSEEN).tolist()
+        return [found[start:end] for start, end in pairwise((0, *ends))]
 
 
 class HiddenRow:
@@ -63,9 +80,22 @@ class HiddenRow:
 
     def at(self, ids: Sequence[int]) -> list[float]:
         """See `RewardRow.at`."""
-        if self._hidden is None:
-            return [math.nan] * len(ids)
-        return self._head.rewards(self._hidden, ids)
+        return self.at_each([self], [ids])[0]
+
+    def at_each(self, rows: Sequence[RewardRow], ids: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `RewardRows.at_each`."""
+        found = [[math.nan] * len(one) for one in ids]
+        known = [
+            (at, row._hidden)
+            for at, row in enumerate(rows)
+            if isinstance(row, HiddenRow) and row._hidden is not None
+        ]
+        if known:
+            places = [at for at, _ in known]
+            rewards = self._head.rewards([one for _, one in known], [ids[at] for at in places])
+            for at, values in zip(places, rewards, strict=True):
+                found[at] = values
+        return found
 
 
 class RowClaim:
