@@ -9,6 +9,8 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from engines.base import NextTokens
 from reward_models.base import UNSEEN
 
@@ -48,27 +50,23 @@ def nucleus(listed: NextTokens, top_p: float, banned: Collection[int]) -> NextTo
         The tokens, with the log-probabilities that they were listed with; None where more than
         those listed are needed.
     """
+    places = [at for at, token in enumerate(listed.ids) if token not in banned]
+    shares = np.exp(np.array(listed.logps)[places] if places else np.zeros(0))
     rest = 1.0 - banned_mass(listed, banned)
     if rest < _FAINT:
         if listed.tail_mass > 0.0:
             return None
-        pairs = zip(listed.ids, listed.logps, strict=True)
-        rest = math.fsum(math.exp(logp) for token, logp in pairs if token not in banned)
+        rest = float(shares.sum())
     needed = top_p * rest * (1.0 - 1e-9)
-    ids: list[int] = []
-    logps: list[float] = []
-    held = 0.0
-    for token, logp in zip(listed.ids, listed.logps, strict=True):
-        if held >= needed and ids:
-            break
-        if token not in banned:
-            ids.append(token)
-            logps.append(logp)
-            held += math.exp(logp)
-    is_short = held < needed - _SLACK * rest or not ids
+    sums = shares.cumsum()
+    count = min(1 + int(np.searchsorted(sums, needed)), len(places))
+    held = float(sums[count - 1]) if count else 0.0
+    is_short = held < needed - _SLACK * rest or not count
     if is_short and listed.tail_mass > 0.0:
         return None
-    return NextTokens(tuple(ids), tuple(logps), max(0.0, 1.0 - held))
+    kept = places[:count]
+    ids = tuple([listed.ids[at] for at in kept])
+    return NextTokens(ids, tuple([listed.logps[at] for at in kept]), max(0.0, 1.0 - held))
 
 
 def mass_beside(top_p: float, banned: float) -> float:
@@ -79,10 +77,22 @@ def mass_beside(top_p: float, banned: float) -> float:
 def banned_mass(listed: NextTokens, banned: Collection[int]) -> float:
     """The probability of the banned tokens among those listed."""
     pairs = zip(listed.ids, listed.logps, strict=True)
-    return math.fsum(math.exp(logp) for token, logp in pairs if token in banned)
+    return math.fsum([math.exp(logp) for token, logp in pairs if token in banned])
 
 
-def choices_of(member: int, tokens: NextTokens, rewards: Sequence[float]) -> list[Choice]:
+def least_of(rewards: Iterable[Sequence[float]], width: int) -> float:
+    """The reward below which no token is among the `width` best: `choices_of` may leave it out."""
+    every = np.concatenate([np.zeros(0), *map(np.asarray, rewards)])
+    found = every[(every > UNSEEN) & (every < math.inf)]
+    if len(found) <= width:
+        return UNSEEN
+    # Rewards are rounded before they are ranked: what is lower by less than that may be equal.
+    return float(np.partition(found, -width)[-width]) - 2.0 * 10.0**-_DECIMALS
+
+
+def choices_of(
+    member: int, tokens: NextTokens, rewards: Sequence[float], least: float = UNSEEN
+) -> list[Choice]:
     """What a member of the beam may become: each token that has a reward.
 
     Where none has one, the likeliest token stands for all, behind everything that has.
@@ -91,13 +101,14 @@ def choices_of(member: int, tokens: NextTokens, rewards: Sequence[float]) -> lis
         member: Its place in the beam.
         tokens: Its nucleus.
         rewards: Of these tokens, raw; `UNSEEN` or less, or NaN, forbids one.
+        least: Tokens with a lower reward are left out; they stand for nothing.
     """
     found = [
-        Choice(member, token, logp, round(reward, _DECIMALS))
-        for token, logp, reward in zip(tokens.ids, tokens.logps, rewards, strict=True)
-        if UNSEEN < reward < math.inf
+        Choice(member, tokens.ids[at], tokens.logps[at], round(reward, _DECIMALS))
+        for at, reward in enumerate(rewards)
+        if least <= reward < math.inf and reward > UNSEEN
     ]
-    if not found and tokens.ids:
+    if not found and tokens.ids and not any(UNSEEN < one < math.inf for one in rewards):
         return [Choice(member, tokens.ids[0], tokens.logps[0], UNSEEN)]
     return found
 

@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 from pydantic import Field
 
 from engines.base import Capability, NextTokens, Sampling
-from reward_models.base import RewardRow
+from reward_models.base import RewardRow, rewards_at
 from search.base import Outcome, Params, Ranked
 from search.branch import Branch
 from search.budget import Reservation
@@ -21,6 +21,7 @@ from search.nucleus import (
     banned_mass,
     best_choices,
     choices_of,
+    least_of,
     mass_beside,
     nucleus,
 )
@@ -151,8 +152,11 @@ class Saffron:
             for at, one in enumerate(beam)
             if one.finish is not None
         ]
-        for at, (tokens, rewards) in zip(live, looks, strict=True):
-            choices += choices_of(at, tokens, rewards.at(tokens.ids))
+        tokens = [one for one, _ in looks]
+        rewards = rewards_at([row for _, row in looks], [one.ids for one in tokens])
+        least = least_of(rewards, width)
+        for at, proposed, worth in zip(live, tokens, rewards, strict=True):
+            choices += choices_of(at, proposed, worth, least)
         kept = best_choices(choices, width)
         if not kept:
             return []

@@ -1,6 +1,7 @@
 """Which tokens a nucleus holds and which choices are kept: the worked example of the method."""
 
 import math
+import random
 
 import pytest
 
@@ -11,6 +12,7 @@ from search.nucleus import (
     banned_mass,
     best_choices,
     choices_of,
+    least_of,
     mass_beside,
     nucleus,
 )
@@ -130,3 +132,18 @@ def test_forbidden_tokens_are_left_out(no: float) -> None:
     assert [one.token for one in choices_of(0, tokens, [no, 1.0])] == [3]
     assert choices_of(0, tokens, [no, no]) == [Choice(0, 7, -0.1, UNSEEN)]
     assert choices_of(0, NextTokens((), (), 1.0), []) == []
+
+
+def test_what_is_left_out_early_is_never_among_the_best() -> None:
+    draw = random.Random(5)
+    for _ in range(200):
+        # Few values, some of them equal only once they are rounded, some forbidden.
+        steps = (0.0, 4e-6, 1.0, 1.000004, 2.0, UNSEEN, math.nan, math.inf)
+        rewards = [[draw.choice(steps) for _ in range(draw.randint(0, 6))] for _ in range(3)]
+        tokens = [NextTokens(tuple(range(len(one))), (-1.0,) * len(one), 0.0) for one in rewards]
+        members = list(enumerate(zip(tokens, rewards, strict=True)))
+        for width in (1, 3, 8):
+            least = least_of(rewards, width)
+            few = [one for at, (ids, row) in members for one in choices_of(at, ids, row, least)]
+            every = [one for at, (ids, row) in members for one in choices_of(at, ids, row)]
+            assert best_choices(few, width) == best_choices(every, width)
