@@ -211,6 +211,10 @@ class BlockDenoiser:
         end = next((at for at, token in enumerate(drawn) if token in self._engine.eos_ids), None)
         if end is not None:
             return tuple(drawn[: end + 1])
+        matched = (news.finish or {}).get("matched")
+        if drawn and isinstance(matched, int) and drawn[-1] == matched and self._engine.eos_ids:
+            # One that only the server's tokenizer knows ends texts too; here it is one of ours.
+            return (*drawn[:-1], min(self._engine.eos_ids))
         if len(drawn) != count:
             raise EngineClosed(f"SGLang sent {len(drawn)} tokens where {count} were due")
         return tuple(drawn)

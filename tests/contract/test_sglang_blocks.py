@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engines.errors import DeterministicKernel, ModelLoadError
-from engines.sglang_blocks import ends_of
+from engines.sglang_blocks import BlockDenoiser, ends_of
 from engines.sglang_discovery import SAMPLED
 from engines.sglang_http import open_engine
-from tests.contract.sglang_blocks import CHECKS, Blocks, Check, searched
+from tests.contract.sglang_blocks import CHECKS, PROMPT, Blocks, Check, searched, whole_job
 from tests.sglang_fake import FakeOptions, FakeServer
-from tests.sglang_fake_model import BLOCK, write_fake_model
+from tests.sglang_fake_model import BLOCK, EOS, write_fake_model
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,22 @@ async def test_a_tree_over_the_servers_own_algorithm_is_refused(greedy: FakeServ
         with pytest.raises(DeterministicKernel, match="whatever the temperature"):
             await searched(engine, "dts_star", blocks)
         assert (await searched(engine, "single", blocks)).texts
+
+
+async def test_an_end_that_only_the_server_knows_is_one_of_ours(server: FakeServer) -> None:
+    """60 texts of 100 tokens; all miss the server's end 1 time in 10 million."""
+    ours = 2
+    async with Blocks(server.url, BLOCK).engine() as engine:
+        info = replace(engine.info, eos_ids=frozenset({ours}))
+        denoiser = BlockDenoiser(engine.denoiser.info, info, engine._pool, lambda *_: None)
+        job = whole_job(engine, 100)
+        done = await denoiser.denoise([replace(job, seed=seed) for seed in range(60)])
+    for one in done:
+        answer = one.tokens[len(PROMPT) :]
+        end = answer.index(ours) if ours in answer else len(answer)
+        assert EOS not in answer
+        assert answer[end:] == (ours,) * (len(answer) - end)
+    assert any(one.tokens[-1] == ours for one in done)
 
 
 def test_workers_that_denoise_differently_are_refused(
