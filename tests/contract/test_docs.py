@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import Metric
 from pydantic import BaseModel
 
 from docs.examples.first_good import FirstGood
-from engines.base import Capability, Sampling
+from engines.base import Capability
 from engines.openai_dialects import DIALECTS
 from engines.openai_options import OpenAIOptions
 from engines.sglang_options import SGLangOptions
@@ -28,7 +28,7 @@ from server.metrics import Gauges, Metrics
 from server.settings import Settings
 from server.wire import Bough, Budget, ChatRequest, Message, Return, Schedule, StreamOptions
 from tests.api.harness import echo_settings
-from tests.contract.test_strategies import judge, steps
+from tests.contract.test_strategies import BRIEF, judge, steps
 from tests.toy_engine import ToyEngine, ToyJudge
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -303,6 +303,6 @@ async def test_the_example_keeps_the_laws(check: Check, monkeypatch: pytest.Monk
             params={"width": 3, "threshold": 0.8},
             make_engine=lambda: ToyEngine(steps, max_step_tokens=6),
             make_judge=lambda: ToyJudge(judge),
-            sampling=Sampling(max_tokens=10),
+            sampling=BRIEF,
         )
     )
