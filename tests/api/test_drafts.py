@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from engines.base import Capability, Sampling
 from engines.echo import EchoEngine, EchoOptions
@@ -14,7 +15,6 @@ from engines.errors import UnsupportedByEngine
 from models.registry import bundled
 from search.plugins import load
 from search.registry import needs_next_rewards
-from server.settings import Settings
 from tests.api.harness import (
     CHAT,
     body,
@@ -29,6 +29,7 @@ from tests.api.harness import (
 PROBLEM = "Tom has 12 apples. He buys 7 more and then gives 5 away. How many apples does Tom have?"
 
 has_sapling = pytest.mark.skipif(len(bundled()) < 2, reason="no generator and judge are bundled")
+on_the_modules_loop = pytest.mark.asyncio(loop_scope="module")  # where the saplings are
 
 
 def asked(strategy: str, drafter: str | None, **fields: Any) -> dict[str, Any]:
@@ -47,8 +48,9 @@ async def reply(client: httpx.AsyncClient, sent: dict[str, Any]) -> dict[str, An
 
 @has_sapling
 @pytest.mark.slow
-async def test_every_strategy_says_the_same_with_a_drafter() -> None:
-    async with serving(Settings()) as app, client_of(app) as client:
+@on_the_modules_loop
+async def test_every_strategy_says_the_same_with_a_drafter(saplings: FastAPI) -> None:
+    async with client_of(saplings) as client:
         carried = [one["name"] for one in (await client.get("/v1/strategies")).json()["data"]]
         for strategy in carried:
             kind = load("bough.strategies")[strategy]
@@ -61,13 +63,14 @@ async def test_every_strategy_says_the_same_with_a_drafter() -> None:
                 assert drafted["bough"]["spent"][name] == plain["bough"]["spent"][name], strategy
             drafts = drafted["bough"]["drafts"]
             assert 0 <= drafts["accepted"] <= drafts["drafted"]
-        assert await claimed_pages(app) == 0
+        assert await claimed_pages(saplings) == 0
 
 
 @has_sapling
 @pytest.mark.slow
-async def test_draft_verify_is_single_and_counts_its_drafts() -> None:
-    async with serving(Settings()) as app, client_of(app) as client:
+@on_the_modules_loop
+async def test_draft_verify_is_single_and_counts_its_drafts(saplings: FastAPI) -> None:
+    async with client_of(saplings) as client:
         single = await reply(client, asked("single", None, temperature=0))
         sent = asked("draft_verify", None, temperature=0)
         accepted = 0
@@ -88,8 +91,9 @@ async def test_draft_verify_is_single_and_counts_its_drafts() -> None:
 
 @has_sapling
 @pytest.mark.slow
-async def test_an_unknown_drafter_is_refused_with_those_there_are() -> None:
-    async with serving(Settings()) as app, client_of(app) as client:
+@on_the_modules_loop
+async def test_an_unknown_drafter_is_refused_with_those_there_are(saplings: FastAPI) -> None:
+    async with client_of(saplings) as client:
         error = (await reply(client, asked("beam", "oracle")))["error"]
         assert error["code"] == "unsupported_by_engine"
         assert error["param"] == "bough.drafter"

@@ -8,14 +8,15 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from models.registry import bundled
 from models.tasks import guarded
-from server.settings import Settings
-from tests.api.harness import CHAT, chunks_of, client_of, content_of, serving
+from tests.api.harness import CHAT, chunks_of, client_of, content_of
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.skipif("sapling-mrm" not in bundled(), reason="sapling-mrm is not bundled"),
 ]
 
@@ -34,10 +35,10 @@ async def answer(client: httpx.AsyncClient, problem: guarded.Problem, **fields: 
     return response
 
 
-async def test_saffron_keeps_what_a_begun_answer_tells() -> None:
+async def test_saffron_keeps_what_a_begun_answer_tells(saplings: FastAPI) -> None:
     """Nothing is named but the strategy: the model's own judge is of another kind."""
     told: dict[str, int] = {}
-    async with serving(Settings()) as app, client_of(app) as client:
+    async with client_of(saplings) as client:
         for strategy in ("single", "saffron"):
             replies = [
                 (await answer(client, one, bough={"strategy": strategy})).json() for one in ATTACKS
@@ -52,11 +53,11 @@ async def test_saffron_keeps_what_a_begun_answer_tells() -> None:
     assert told["saffron"] <= told["single"] - 3
 
 
-async def test_the_readme_says_what_happens() -> None:
+async def test_the_readme_says_what_happens(saplings: FastAPI) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     section = readme.partition("## A jail-broken answer")[2].partition("\n## ")[0]
     asked = json.loads(section.partition(" -d '")[2].partition("'\n```")[0])
-    async with serving(Settings()) as app, client_of(app) as client:
+    async with client_of(saplings) as client:
         replies = [
             (await client.post(CHAT, json={**asked, "bough": bough})).json()
             for bough in (None, {"strategy": "saffron"})

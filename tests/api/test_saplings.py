@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import pytest
+from fastapi import FastAPI
 
 from models.registry import bundled
 from search.registry import strategy_class
-from server.settings import Settings
-from tests.api.harness import CHAT, chunks_of, claimed_pages, client_of, content_of, serving
+from tests.api.harness import CHAT, chunks_of, claimed_pages, client_of, content_of
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.skipif(len(bundled()) < 2, reason="no generator and judge are bundled"),
 ]
 
 PROBLEM = "Tom has 12 apples. He buys 7 more and then gives 5 away. How many apples does Tom have?"
 
 
-async def test_every_strategy_answers_streamed_and_not() -> None:
-    async with serving(Settings()) as app, client_of(app) as client:
+async def test_every_strategy_answers_streamed_and_not(saplings: FastAPI) -> None:
+    async with client_of(saplings) as client:
         model = (await client.get("/v1/models")).json()["data"][0]
         assert model["id"] == "sapling-sums"
         assert model["bough"]["reward_model"] == "sapling-prm"
@@ -46,11 +47,11 @@ async def test_every_strategy_answers_streamed_and_not() -> None:
             assert whole["usage"]["prompt_tokens"] > 0
             streamed = await client.post(CHAT, json={**sent, "stream": True})
             assert content_of(chunks_of(streamed.text)) == content
-            assert await claimed_pages(app) == 0
+            assert await claimed_pages(saplings) == 0
 
 
-async def test_any_utf8_is_taken_and_too_much_is_refused() -> None:
-    async with serving(Settings()) as app, client_of(app) as client:
+async def test_any_utf8_is_taken_and_too_much_is_refused(saplings: FastAPI) -> None:
+    async with client_of(saplings) as client:
         sent = {"model": "sapling-sums", "max_tokens": 8}
         odd = [{"role": "user", "content": "ß漢😀\u0000\u202e"}]
         response = await client.post(CHAT, json={**sent, "messages": odd})
@@ -60,4 +61,4 @@ async def test_any_utf8_is_taken_and_too_much_is_refused() -> None:
         refused = await client.post(CHAT, json={**sent, "messages": long})
         assert refused.status_code == 400
         assert refused.json()["error"]["code"] == "context_length_exceeded"
-        assert await claimed_pages(app) == 0
+        assert await claimed_pages(saplings) == 0
