@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from fastapi import FastAPI
 
 from engines.base import ChatMessage, Engine, NextTokens, Prefix, Sampling
 from engines.embedded.engine import EmbeddedEngine
 from engines.embedded.engine import open_engine as open_embedded
-from engines.vllm_async import open_engine
 from engines.vllm_engine import VllmEngine
-from reward_models.multifurcation import MultifurcationJudge, open_judge
+from reward_models.multifurcation import MultifurcationJudge
 from search.run import Piece, Result, Run, RunRequest
 from server.settings import Settings
 from tests.api.harness import CHAT, chunks_of, client_of, content_of, serving
@@ -38,10 +38,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def on_vllm(model: Path) -> AsyncIterator[VllmEngine]:
-    engine = open_engine("tiny", str(model.parent / "base"), SMALL)
-    yield engine
-    await engine.aclose()
+async def app(model: Path) -> AsyncIterator[FastAPI]:
+    """The whole server with the generator on vLLM and the judge on the embedded runtime."""
+    base = str(model.parent / "base")
+    engine = {"kind": "vllm", "model": base, "options": SMALL}
+    mrm = {"kind": "multifurcation", "model": str(model), "options": {**EMBEDDED, "base": base}}
+    settings = Settings(models={"tiny": {"engine": engine}}, reward_models={"mrm": mrm})
+    async with serving(settings) as served:
+        yield served
+
+
+@pytest.fixture
+def on_vllm(app: FastAPI) -> VllmEngine:
+    engine = app.state.services.catalog.models["tiny"].engine
+    assert isinstance(engine, VllmEngine)
+    return engine
+
+
+@pytest.fixture
+def judge(app: FastAPI) -> MultifurcationJudge:
+    opened = app.state.services.catalog.judges["mrm"]
+    assert isinstance(opened, MultifurcationJudge)
+    return opened
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -49,13 +67,6 @@ async def embedded(model: Path) -> AsyncIterator[EmbeddedEngine]:
     engine = open_embedded("tiny", str(model.parent / "base"), EMBEDDED)
     yield engine
     await engine.aclose()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def judge(model: Path) -> AsyncIterator[MultifurcationJudge]:
-    opened = open_judge("mrm", str(model), {**EMBEDDED, "base": str(model.parent / "base")})
-    yield opened
-    await opened.aclose()
 
 
 @dataclass
@@ -136,19 +147,15 @@ async def test_more_is_listed_until_it_holds_the_mass(
     assert all(row.tail_mass <= 0.05 + 1e-4 for row in listing.rows)
 
 
-async def test_over_the_wire(model: Path) -> None:
+async def test_over_the_wire(app: FastAPI) -> None:
     """Nothing is named but the strategy; the answer was begun."""
-    base = str(model.parent / "base")
-    engine = {"kind": "vllm", "model": base, "options": SMALL}
-    mrm = {"kind": "multifurcation", "model": str(model), "options": {**EMBEDDED, "base": base}}
-    settings = Settings(models={"tiny": {"engine": engine}}, reward_models={"mrm": mrm})
     asked = {
         "model": "tiny",
         "messages": [{"role": "user", "content": QUESTIONS[0]}, BEGUN],
         "max_tokens": NUM_TOKENS,
         "bough": {"strategy": "saffron", "params": {"width": 4}},
     }
-    async with serving(settings) as app, client_of(app) as client:
+    async with client_of(app) as client:
         whole = (await client.post(CHAT, json=asked)).json()
         streamed = await client.post(CHAT, json={**asked, "stream": True})
     content = whole["choices"][0]["message"]["content"]
