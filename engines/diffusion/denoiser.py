@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
@@ -19,19 +20,12 @@ from engines.diffusion.base import (
 )
 from engines.diffusion.batch import Batcher
 from engines.diffusion.checkpoint import Checkpoint, Place
-from engines.diffusion.dream import read_dream
-from engines.diffusion.llada import read_llada
-from engines.diffusion.mdlm import read_mdlm
 from engines.embedded.compute import compute_thread
 from engines.embedded.config import read_json
 from engines.errors import ModelLoadError, PromptError
 
-FAMILIES: Final[dict[str, Callable[[Place], Checkpoint]]] = {
-    "llada": read_llada,
-    "dream": read_dream,
-    "mdlm": read_mdlm,
-}
-"""Readers by `model_type`, in lower case."""
+GROUP: Final = "bough.denoisers"
+"""Plugins: readers `Place -> Checkpoint` by `model_type`, in lower case."""
 
 
 def read_checkpoint(directory: Path, dtype: torch.dtype, device: torch.device) -> Checkpoint:
@@ -44,13 +38,16 @@ def read_checkpoint(directory: Path, dtype: torch.dtype, device: torch.device) -
         raise ModelLoadError(directory, "no such directory")
     path = directory / "config.json"
     raw = read_json(path)
-    read = FAMILIES.get(str(raw.get("model_type")).lower())
-    if read is None:
+    family = str(raw.get("model_type")).lower()
+    readers = {point.name: point for point in entry_points(group=GROUP)}
+    if family not in readers:
+        known = ", ".join(sorted(readers))
         raise ModelLoadError(
-            path,
-            f"model_type {raw.get('model_type')!r} is not served; served are {', '.join(FAMILIES)}",
+            path, f"model_type {raw.get('model_type')!r} is not served; served are {known}"
         )
-    return read(Place(directory, raw, dtype, device))
+    checkpoint = readers[family].load()(Place(directory, raw, dtype, device))
+    assert isinstance(checkpoint, Checkpoint)
+    return checkpoint
 
 
 class TorchDenoiser:
