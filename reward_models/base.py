@@ -70,9 +70,16 @@ def asked_of(
         info: The judge.
         messages: The conversation.
         is_begun: Whether its last message is the beginning of the answer.
+
+    Multifurcation models read an assistant's last message as that beginning: behind a turn that
+    is over they are shown an empty one.
     """
-    is_shown = info.shows_prefill or info.kind is RewardKind.MULTIFURCATION
-    return messages if is_shown or not is_begun else messages[:-1]
+    is_multifurcation = info.kind is RewardKind.MULTIFURCATION
+    if is_begun:
+        return messages if info.shows_prefill or is_multifurcation else messages[:-1]
+    if is_multifurcation and messages and messages[-1].get("role") == "assistant":
+        return (*messages, {"role": "assistant", "content": ""})
+    return messages
 
 
 class Claim(Protocol):

@@ -16,7 +16,13 @@ from transformers import LlamaForCausalLM
 from engines.base import ChatMessage, Health, TokenIds
 from engines.embedded.config import read_config
 from engines.embedded.tokenizer import ChatTokenizer
-from reward_models.base import UNSEEN, Candidate, Claim, MultifurcationRewardModel
+from reward_models.base import (
+    UNSEEN,
+    Candidate,
+    Claim,
+    MultifurcationRewardModel,
+    asked_of,
+)
 from reward_models.errors import RewardUnavailable
 from reward_models.multifurcation import Dialogue, MultifurcationJudge, open_judge
 from reward_models.multifurcation_rows import HiddenRow, RewardHead
@@ -177,6 +183,19 @@ def test_a_prefill_is_hidden_unless_it_is_to_be_shown(model: Path, shows: bool, 
     text = tokenizer.decode(reading.prompt(turns)[1:])
     earlier = "\n\nUser:how many coins?\n\nAgent:42\n\nUser:sure?\n\nAgent:"
     assert text == earlier + seen
+
+
+@pytest.mark.parametrize("shows", [False, True])
+async def test_a_turn_that_is_over_is_no_beginning(
+    shows: bool, model: Path, judge: MultifurcationJudge
+) -> None:
+    reading, tokenizer = dialogue(model, shows_prefill=shows)
+    over = (*MESSAGES, {"role": "assistant", "content": "42"})
+    shown = asked_of(judge.info, over, is_begun=False)
+    text = tokenizer.decode(reading.prompt(shown)[1:])
+    assert text == "\n\nUser:how many coins?\n\nAgent:42\n\nAgent:"
+    assert asked_of(judge.info, over, is_begun=True) == over
+    assert asked_of(judge.info, MESSAGES, is_begun=False) == MESSAGES
 
 
 class Tokens:
