@@ -240,7 +240,7 @@ def test_the_table_of_engines_says_what_they_declare() -> None:
     }
     may = {
         "vllm": vllm_async._capabilities(has_tools=True, has_drafter=True),
-        "sglang": sglang_http._CAPABILITIES | {Capability.SEED},
+        "sglang": sglang_http._CAPABILITIES | {Capability.SEED, Capability.DENOISE},
         "openai": open_openai("m", "m", stated).info.capabilities,
     }
     text = section(page("engines.md"), "What each can carry")
