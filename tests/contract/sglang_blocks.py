@@ -251,7 +251,9 @@ def whole_job(engine: SGLangBlockEngine, length: int) -> DenoiseJob:
 
 
 async def streams_move_in_blocks(blocks: Blocks) -> None:
-    """From the block that the prompt ends in to the last one, which is cut; events may repeat."""
+    """From the block that the prompt ends in to the last one, which is cut; events may repeat, and
+    the first ones may come before any block has ended.
+    """
     async with blocks.engine() as engine:
         sizes = []
         params = {"max_new_tokens": blocks.length, "ignore_eos": True}
@@ -265,7 +267,9 @@ async def streams_move_in_blocks(blocks: Blocks) -> None:
         at += size
         ends.append(at)
     assert ends[-1] == len(PROMPT) + blocks.length
-    assert all(end % blocks.block == 0 for end in ends[:-1] if end != ends[-1])
+    inner = [end for end in ends if end not in (len(PROMPT), ends[-1])]
+    assert inner
+    assert all(end % blocks.block == 0 for end in inner), ends
     assert all(one <= other for one, other in pairwise(ends))
 
 
