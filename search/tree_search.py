@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -103,7 +104,9 @@ class TreeSearchParams(ChainParams):
         default=True,
         description="Whether equal children of a node are one that counts as often.",
     )
-    target: float | None = Field(default=None, description="Stop at an answer of this reward.")
+    target: float | None = Field(
+        default=None, description="Stop at an answer of this reward, and give it."
+    )
     reuse: bool = Field(
         default=True,
         description="Go on with the tree that earlier requests of this prompt grew, and store it. "
@@ -181,3 +184,9 @@ async def beside(search: Search, aggregate: Aggregate | None) -> list[Ranked]:
     usable = search.usable(search.given)
     ranked = [Ranked(one, search.worth(one, aggregate)) for one in usable]
     return sorted(ranked, key=lambda one: -(one.score or 0.0))
+
+
+def is_reached(target: float | None, ranked: Sequence[Ranked]) -> bool:
+    """Whether the first of `ranked`, the best, has the target's reward."""
+    best = ranked[0].score if ranked else None
+    return target is not None and best is not None and best >= target

@@ -11,7 +11,14 @@ from engines.base import Capability, Engine, Sampling
 from search.base import Outcome, Ranked
 from search.diffusion_tree import by_share, descend
 from search.search import Search
-from search.tree_search import TreeSearchParams, Unbounded, beside, check_tree, grown
+from search.tree_search import (
+    TreeSearchParams,
+    Unbounded,
+    beside,
+    check_tree,
+    grown,
+    is_reached,
+)
 
 _DRAWS = 16
 
@@ -53,7 +60,10 @@ class Dts:
         check_tree(self.params, self.name, engine, how)
 
     async def run(self, search: Search) -> Outcome:
-        """Grow; then draw texts, which cost nothing; those not drawn follow by reward."""
+        """Grow; then draw texts, which cost nothing; those not drawn follow by reward.
+
+        A text of the target's reward goes before what was drawn.
+        """
         params, rng = self.params, search.rng()
         given = await beside(search, params.aggregate)
         pick = by_share(params.lambda_, rng.random)
@@ -65,4 +75,6 @@ class Dts:
                 if end is not None:
                     drawn.setdefault(end, tree.ranked([end])[0])
         rest = [*given, *tree.ranked(tree.ends())]
-        return search.outcome([*drawn.values(), *sorted(rest, key=lambda one: -(one.score or 0.0))])
+        rest.sort(key=lambda one: -(one.score or 0.0))
+        lead = [] if is_reached(params.target, rest) else drawn.values()
+        return search.outcome([*lead, *rest])

@@ -13,7 +13,14 @@ from search.base import Outcome
 from search.diffusion_tree import Pick, by_uct, by_value, descend
 from search.rollouts import Rollouts
 from search.search import Search
-from search.tree_search import TreeSearchParams, Unbounded, beside, check_tree, grown
+from search.tree_search import (
+    TreeSearchParams,
+    Unbounded,
+    beside,
+    check_tree,
+    grown,
+    is_reached,
+)
 
 
 class DtsStarParams(TreeSearchParams):
@@ -70,7 +77,7 @@ class DtsStar:
         rest = [*given, *tree.ranked(tree.ends())]
         rest.sort(key=lambda one: -(one.score or 0.0))
         is_better = not given or first is None or (given[0].score or 0.0) < first.value
-        is_tree = params.choose == "tree" and is_better
+        is_tree = params.choose == "tree" and is_better and not is_reached(params.target, rest)
         lead = tree.ranked([first]) if first is not None and is_tree else []
         return search.outcome([*lead, *rest])
 

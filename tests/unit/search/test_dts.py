@@ -229,13 +229,17 @@ async def test_a_failed_reward_drops_its_rollout(name: str) -> None:
     assert nothing.spent.dropped == nothing.spent.reward_calls == 2
 
 
-async def test_it_stops_at_a_reward_that_is_enough() -> None:
-    engine = engine_of()
-    params = {"width": 1, "samples": 64, "target": 0.4}
-    result = await result_of(engine, "dts_star", params, judge=ToyJudge(turns), seed=3)
-    assert result.score is not None
-    assert result.score >= 0.4
-    assert (result.stop_reason, result.spent.nfe < 64 * LENGTH) == ("done", True)
+@pytest.mark.parametrize(("name", "lambda_"), [("dts_star", None), ("dts_star", 2.0), ("dts", 2.0)])
+async def test_it_stops_at_a_reward_that_is_enough_and_gives_it(
+    name: str, lambda_: float | None
+) -> None:
+    for seed in range(8):
+        knobs = {} if lambda_ is None else {"lambda": lambda_}
+        params = {"width": 1, "samples": 64, "target": 0.4, **knobs}
+        result = await result_of(engine_of(), name, params, judge=ToyJudge(turns), seed=seed)
+        assert result.score is not None
+        assert result.score >= 0.4
+        assert (result.stop_reason, result.spent.nfe < 64 * LENGTH) == ("done", True)
 
 
 class Ticking:
