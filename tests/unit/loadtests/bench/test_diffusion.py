@@ -83,7 +83,11 @@ def test_sums_and_tales_take_turns() -> None:
 async def test_rows_of_real_runs(tmp_path: Path) -> None:
     """best64 is the mean over blocks of the first 64 samples; curves end at the answer's reward."""
     engine = ToyDiffusionEngine(sticky("abcd", 0.6), 6, kernel="any")
-    judge = ToyJudge(lambda text: round(sum(map(ord, text)) % 97 / 96, 5))
+
+    def worth(text: str) -> float:
+        return round(sum(map(ord, text)) % 97 / 96, 5)
+
+    judge = ToyJudge(worth)
     bench = Bench("diffusion", Options(out=tmp_path, n=2))
     saplings = Saplings(engine, judge, 6)
     lab = Lab(bench, saplings, "test", name="t", source=mixed(0, "test"), probe=probe)
@@ -93,6 +97,9 @@ async def test_rows_of_real_runs(tmp_path: Path) -> None:
     assert tree is not None
     assert (plain["best64"] <= plain["best256"]).all()
     assert (plain["best256"] == plain["reward"]).all()
+    first = [worth(str(text)) for text in plain.raw("content64")]
+    second = [2 * mean - one for mean, one in zip(plain["best64"], first, strict=True)]
+    assert [*map(max, first, second)] == pytest.approx(list(plain["best256"]))
     for curve, reward, nfe in zip(tree.raw("curve"), tree["reward"], tree["nfe"], strict=True):
         assert curve[-1][1] == reward
         assert curve[-1][0] <= nfe <= 8 * 6
