@@ -117,7 +117,9 @@ class DiffusionEngine:
         tools: Sequence[Mapping[str, Any]] | None = None,
         continue_final: bool = False,
     ) -> Prompt:
-        """See `Engine.render`."""
+        """See `Engine.render`; without a chat template the one user message is the text itself."""
+        if not self._tokenizer.has_template:
+            return self._tokenizer.encode(_text_alone(messages))
         text = self._tokenizer.render(messages, tools=tools, continue_final=continue_final)
         return self._tokenizer.encode(text)
 
@@ -264,6 +266,17 @@ def open_engine(model_id: str, model: str, options: Mapping[str, Any]) -> Diffus
         raise ModelLoadError(directory / "bough.json", f"'engine' must be an object, not {own!r}")
     parsed = DiffusionOptions.parse(model, {**own, **options})
     return DiffusionEngine(model_id, directory, parsed)
+
+
+def _text_alone(messages: Sequence[ChatMessage]) -> str:
+    """What a model that knows no conversations goes on from."""
+    if len(messages) != 1 or messages[0].get("role") != "user":
+        roles = ", ".join(str(message.get("role")) for message in messages)
+        raise PromptError(
+            "this model has no chat template: it goes on from the text of a single message of the "
+            f"user, and these are {len(messages)} ({roles})"
+        )
+    return str(messages[0]["content"])
 
 
 def _end_ids(tokenizer: ChatTokenizer) -> frozenset[int]:

@@ -54,6 +54,11 @@ class ChatTokenizer:
         self._config = read_json(config) if config.exists() else {}
         self._template = self._read_template(directory)
 
+    @property
+    def has_template(self) -> bool:
+        """Whether `render` knows how conversations are written."""
+        return self._template is not None
+
     def encode(self, text: str) -> TokenIds:
         """Ids of `text`, nothing added. Lone surrogates become U+FFFD."""
         clean = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

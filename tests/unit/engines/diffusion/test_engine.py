@@ -39,6 +39,21 @@ async def drawn(engine: DiffusionEngine, how: Sampling, prompt: Any = None) -> C
     return items[-1]
 
 
+async def test_without_a_template_the_text_itself_is_gone_on_from(tmp_path: Path) -> None:
+    directory = write_tiny(tmp_path, "mdlm")
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["chat_template"]
+    path.write_text(json.dumps(config))
+    engine = opened(directory)
+    assert engine.render(HI) == engine.encode("hi")
+    assert (await drawn(engine, Sampling(max_tokens=16, seed=3))).token_ids
+    for several in ([*HI, *HI], [{"role": "system", "content": "hi"}], []):
+        with pytest.raises(PromptError, match="single message"):
+            engine.render(several)
+    await engine.aclose()
+
+
 async def test_a_text_is_one_run_of_its_length(tiny: Path) -> None:
     engine = opened(tiny, kernel="random")
     assert isinstance(engine, DenoisingEngine)
