@@ -7,7 +7,7 @@ the queue is never overtaken, so nobody starves: a search draws in rounds, and b
 there is room. When a running sequence needs a page and none is left, the youngest request's claims
 lose theirs, then the youngest running one is put off: its finished pages stay cached, and because
 draws depend only on seed and position it later goes on as if nothing had happened. A sequence whose
-next page of prompt is being computed by another waits for it.
+next page of prompt is being computed by another of its tenant waits for it.
 """
 
 from __future__ import annotations
@@ -303,14 +303,15 @@ class Scheduler:
         self._copied_from.clear()
 
     def _is_coming(self, sequence: Sequence, matched: int) -> bool:
-        """Whether a running sequence is about to publish more of this prompt than is cached."""
+        """Whether one of its tenant's is about to publish more of this prompt than is cached."""
         end = min(matched + self._size, sequence.cacheable)
         if end <= matched:
             return False
         head = sequence.tokens[:end]
         for other in self.running:
             goal = len(other.tokens) - isinstance(other, Branch)
-            if other.computed < goal >= end and other.tokens[:end] == head:
+            is_due = other.computed < goal >= end and other.tenant == sequence.tenant
+            if is_due and other.tokens[:end] == head:
                 return True
         return False
 

@@ -197,6 +197,18 @@ def test_another_tenant_computes_its_own_prompt() -> None:
     assert (other.cached_tokens, same.cached_tokens) == (0, 11)
 
 
+def test_nobody_waits_for_another_tenants_prompt() -> None:
+    """It would gain nothing by it, and could tell by the time what the other asked."""
+    desk = Desk(64, chunk=6)
+    prompt = tuple(range(15))
+    first = desk.branch(prompt)
+    other, same = desk.branch(prompt, tenant="other"), desk.branch(prompt)
+    desk.step()
+    assert set(desk.scheduler.running) == {first, other}
+    desk.run()
+    assert (other.cached_tokens, same.cached_tokens) == (0, 14)
+
+
 def test_branches_share_the_prompt_and_copy_its_last_page() -> None:
     desk = Desk(64)
     prompt = tuple(range(10))
