@@ -52,7 +52,7 @@ class DraftAccess:
         try:
             if drafter is not None:
                 drafter.merge(data, tenant=tenant)
-        except DrafterError as err:
+        except (DrafterError, ValueError, TypeError, LookupError) as err:  # it may be a plugin
             return str(err)
         return None
 

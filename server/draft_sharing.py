@@ -90,6 +90,8 @@ class DraftSharing:
                     log.warning("drafts of %s are not shared: %s", model_id, err)
                 except EngineClosed:
                     break
+                except Exception:  # drafters are plugins: a fault of one costs its own lessons
+                    log.exception("drafts of %s by %r are not shared", model_id, taught.drafter)
 
     async def _exchange(self, model_id: str, engine: SharesDrafts, taught: Taught) -> None:
         key, tenant = f"drafts/{model_id}/{taught.drafter}", taught.tenant
@@ -97,7 +99,8 @@ class DraftSharing:
         if blob is not None and self._read.get((model_id, taught)) != blob.version:
             try:
                 await engine.merge_drafts(taught, blob.data)
-            except EngineError as err:  # of an older bough; ours takes its place
+            except (EngineError, ValueError, TypeError, LookupError) as err:
+                # Of an older bough, as drafters or plugins say it; ours takes its place.
                 log.warning("stored drafts of %s cannot be read: %s", model_id, err)
         data = await engine.draft_snapshot(taught)
         wrote = await self._store.put_blob(

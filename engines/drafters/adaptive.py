@@ -19,14 +19,15 @@ from typing import Any, Final
 
 from engines.base import TokenIds
 from engines.drafters.base import EMPTY, DrafterStats, Shape, TokenTree
-from engines.drafters.contexts import FULLNESS, Contexts, Trust, Voice
+from engines.drafters.contexts import FULLNESS, Contexts, Trust, Voice, read_cases, read_rows
+from engines.drafters.foreign import reading
 from engines.drafters.grow import grow
 from engines.drafters.lessons import Learner, Lesson
 from engines.drafters.opening import build, pack, unpack
 from engines.drafters.rows import Frozen
 from engines.drafters.runs import Recent
 
-_KIND: Final = "adaptive"
+_KIND: Final = "adaptive/1"
 _SHARED_ROWS: Final = 20_000  # in a snapshot
 _LENGTHS: Final = (8, 6, 4, 3, 2, 1)
 """Of contexts whose last successor in the run is kept, longest first."""
@@ -159,9 +160,11 @@ class Adaptive(Learner):
     def merge(self, data: bytes, *, tenant: str) -> None:
         """Add another replica's rows, and its trust where that rests on more."""
         found = unpack(_KIND, data, "rows", "trust")
+        with reading(_KIND):
+            rows, cases = read_rows(found["rows"]), read_cases(found["trust"])
         own = self._tenants[tenant]
-        own.rows.load(found["rows"])
-        own.trust.load(found["trust"])
+        own.rows.load(rows)
+        own.trust.load(cases)
 
     def stats(self) -> DrafterStats:
         """Rows and contexts of everybody."""

@@ -9,9 +9,11 @@ nothing of how good the guesses are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from engines.drafters.base import EMPTY, ROOT, Drafter, NodeTops, TokenTree
 from engines.drafters.errors import DrafterError
@@ -172,18 +174,50 @@ def lessons_travel(make: Make) -> None:
 
 
 def foreign_bytes_are_refused(make: Make) -> None:
-    """What is not this drafter's snapshot raises DrafterError and changes nothing."""
-    drafter = make()
+    """What is not this drafter's snapshot raises DrafterError and changes nothing.
+
+    Nor is what is packed as it packs, but holds something else: what another version wrote.
+    """
+    drafter, other = make(), make()
     _teach(drafter, "run", "a")
+    _teach(other, "run", "a", tuple(reversed(_TEXT)))
     before = drafter.propose(_TEXT, 8, run="run", tenant="a")
-    good = drafter.snapshot(tenant="a")
-    for bad in (b"", b"garbage", good[:-1], good[1:]):
+    good = other.snapshot(tenant="a")
+    for bad in (b"", b"garbage", good[:-1], good[1:], *_of_another_form(good)):
         try:
             drafter.merge(bad, tenant="a")
         except DrafterError:
             continue
         raise ContractBroken(f"{bad[:20]!r}… was taken for a snapshot")
     _require(drafter.propose(_TEXT, 8, run="run", tenant="a") == before, "garbage taught it")
+
+
+def _of_another_form(good: bytes) -> Iterator[bytes]:
+    """`good` with other things in it, if it is packed as `engines.drafters.opening` does it."""
+    try:
+        held: dict[str, Any] = json.loads(zlib.decompress(good))
+    except (zlib.error, ValueError):
+        return
+    yield _packed({**held, "kind": f"{held.get('kind')} of another bough"})
+    for name, rows in held.items():
+        if isinstance(rows, list):
+            yield _packed({**held, name: None})
+            others: list[object] = [7, "seven", None, [], {}, [7], [[7]], *_other_rows(rows)]
+            for wrong in others:
+                yield _packed({**held, name: [*rows, wrong]})
+
+
+def _other_rows(rows: Sequence[Sequence[Any]]) -> Iterator[list[Any]]:
+    for row in rows[:1]:
+        yield [*row, 1]
+        yield list(row[:-1])
+        for at in range(len(row)):
+            for wrong in (str(row[at]), None, [None], [float("nan")], [10**400], -7):
+                yield [*row[:at], wrong, *row[at + 1 :]]
+
+
+def _packed(held: dict[str, Any]) -> bytes:
+    return zlib.compress(json.dumps(held).encode())
 
 
 CHECKS: Final = (

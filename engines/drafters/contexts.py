@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final, TypeAlias
 
 from engines.base import TokenIds
+from engines.drafters.foreign import numbers, token_ids, weights_of
 from engines.drafters.rows import Frozen, pair, single
 
 FULLNESS: Final = 8
@@ -22,6 +24,8 @@ _RARE: Final = 0.01  # verified successors below this are not kept
 
 Voice: TypeAlias = tuple[int, Mapping[int, float], float]
 """Whose estimate it is (its number in `Trust`), weights by token, and what makes them shares."""
+ReadRow: TypeAlias = tuple[TokenIds, dict[int, float], dict[int, float]]
+"""A context, sightings by successor, verified probabilities."""
 
 
 class Row:
@@ -115,13 +119,12 @@ class Contexts:
             for key, row in list(self._rows.items())[-most:]
         ]
 
-    def load(self, dumped: Iterable[Sequence[Any]]) -> None:
+    def load(self, rows: Iterable[ReadRow]) -> None:
         """Take over rows of another's `dump` not known here, as far as there is room."""
-        for key, ids, weights, likely, probs in dumped:
-            context = tuple(key)
+        for context, weights, verified in rows:
             if context not in self._rows and len(self._rows) < self._max_rows:
-                counts = dict(zip(ids[: self._cap], weights[: self._cap], strict=True))
-                self._rows[context] = Row(counts, dict(zip(likely, probs, strict=True)))
+                counts = dict(islice(weights.items(), self._cap))
+                self._rows[context] = Row(counts, verified)
 
     def _own(self, context: TokenIds) -> Row:
         row = self._rows.get(context)
@@ -199,12 +202,33 @@ class Trust:
         """Cases won and all cases, by voice."""
         return [[round(won, 6), round(n, 6)] for won, n in zip(self._won, self._cases, strict=True)]
 
-    def load(self, dumped: Sequence[Sequence[float]]) -> None:
+    def load(self, dumped: Sequence[tuple[float, float]]) -> None:
         """Take over another's, where it rests on more cases."""
         for number, (won, cases) in enumerate(dumped[: len(self.shares)]):
             if cases > self._cases[number] and 0.0 < won < cases:
                 self._won[number], self._cases[number] = won, cases
                 self.shares[number] = won / cases
+
+
+def read_rows(dumped: Sequence[Sequence[Any]]) -> list[ReadRow]:
+    """What `Contexts.dump` gave, for `Contexts.load`.
+
+    Raises:
+        ValueError, TypeError: It gave something else.
+    """
+    return [
+        (tuple(token_ids(key)), weights_of(ids, weights), weights_of(likely, probs))
+        for key, ids, weights, likely, probs in dumped
+    ]
+
+
+def read_cases(dumped: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """What `Trust.dump` gave, for `Trust.load`.
+
+    Raises:
+        ValueError, TypeError: It gave something else.
+    """
+    return [(won, cases) for won, cases in map(numbers, dumped)]
 
 
 def _lists(row: Mapping[int, float]) -> tuple[list[int], list[float]]:

@@ -15,7 +15,7 @@ from engines.drafters.base import EMPTY, DrafterStats, Shape, TokenTree, chain
 from engines.drafters.lessons import Learner
 from engines.drafters.opening import build, pack, unpack
 
-_KIND: Final = "ngram"
+_KIND: Final = "ngram/1"
 
 
 class Ngram(Learner):

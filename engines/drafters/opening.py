@@ -42,7 +42,12 @@ def build(kind: Callable[..., T], vocab_size: int, options: Mapping[str, Any]) -
 
 
 def pack(kind: str, lessons: Mapping[str, Any]) -> bytes:
-    """Plain lists as bytes; no code is ever read back."""
+    """Plain lists as bytes; no code is ever read back.
+
+    Args:
+        kind: The drafter and the number of its snapshots' form, which changes with what they hold.
+        lessons: Lists of numbers by name.
+    """
     return zlib.compress(json.dumps({"kind": kind, **lessons}).encode(), 1)
 
 
@@ -56,7 +61,7 @@ def unpack(kind: str, data: bytes, *lists: str) -> Mapping[str, Any]:
     try:
         text = opened.decompress(data, MAX_SNAPSHOT_BYTES)
         found = json.loads(text) if opened.eof else None
-    except (zlib.error, ValueError) as err:
+    except (zlib.error, ValueError, RecursionError) as err:
         raise DrafterError(f"not a drafter's snapshot: {err}; drop it from the store") from err
     if not isinstance(found, dict) or found.get("kind") != kind:
         raise DrafterError(f"not a snapshot of the drafter {kind!r}; drop it from the store")

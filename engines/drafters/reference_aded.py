@@ -16,13 +16,14 @@ from typing import Any, Final
 
 from engines.base import TokenIds
 from engines.drafters.base import EMPTY, ROOT, DrafterStats, Shape, TokenTree
+from engines.drafters.foreign import reading
 from engines.drafters.lessons import Learner, Lesson
 from engines.drafters.mcts import Pair, Row, cut, drafted_paths
 from engines.drafters.opening import build, pack, unpack
-from engines.drafters.rows import Frozen, Rows, pair
+from engines.drafters.rows import Frozen, Rows, pair, read_rows
 from engines.drafters.runs import Recent
 
-_KIND: Final = "reference_aded"
+_KIND: Final = "reference_aded/1"
 STEP: Final = 0.04
 CAP: Final = 3.0
 WINDOW: Final = 16
@@ -88,7 +89,10 @@ class ReferenceAded(Learner):
 
     def merge(self, data: bytes, *, tenant: str) -> None:
         """Take over rows that are not known here."""
-        self._tenants[tenant].load(unpack(_KIND, data, "rows")["rows"])
+        found = unpack(_KIND, data, "rows")
+        with reading(_KIND):
+            rows = read_rows(found["rows"])
+        self._tenants[tenant].load(rows)
 
     def stats(self) -> DrafterStats:
         """Rows of all tenants."""

@@ -6,8 +6,11 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+from engines.drafters.foreign import weights_of
+
 NO_TOKEN: Final = 0xFFFFFFFF
 """Stands before a bigram's token where a trigram has its first."""
+_MOST_KEY: Final = NO_TOKEN << 32 | NO_TOKEN
 
 
 def pair(first: int, second: int) -> int:
@@ -68,11 +71,11 @@ class Rows:
         last = list(self._rows.items())[-most:]
         return [[key, list(row), [round(w, 6) for w in row.values()]] for key, row in last]
 
-    def load(self, dumped: Sequence[Sequence[Any]]) -> None:
+    def load(self, rows: Mapping[int, Mapping[int, float]]) -> None:
         """Take over rows of another's `dump` that were never written here."""
-        for key, ids, weights in dumped:
+        for key, row in rows.items():
             if key not in self._rows:
-                self.put(key, dict(zip(ids, weights, strict=True)))
+                self.put(key, row)
 
     def _own(self, key: int) -> dict[int, float]:
         row = self._rows.get(key)
@@ -90,3 +93,15 @@ class Rows:
         """Evict the smallest weight; never the one just raised, or nothing new could come in."""
         if len(row) > self.row_cap:
             del row[min((token for token in row if token != newest), key=row.__getitem__)]
+
+
+def read_rows(dumped: Sequence[Sequence[Any]]) -> dict[int, dict[int, float]]:
+    """What `Rows.dump` gave, for `Rows.load`.
+
+    Raises:
+        ValueError, TypeError: It gave something else.
+    """
+    found = {key: weights_of(ids, weights) for key, ids, weights in dumped}
+    if not all(type(key) is int and 0 <= key <= _MOST_KEY for key in found):
+        raise ValueError("keys of rows are two token ids in 64 bits")
+    return found

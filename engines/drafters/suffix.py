@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from engines.drafters.base import EMPTY, DrafterStats, Shape, TokenTree, chain
+from engines.drafters.foreign import reading
 from engines.drafters.lessons import Learner, Lesson
 from engines.drafters.opening import build, pack, unpack
 from engines.drafters.runs import Recent
-from engines.drafters.trie import Generations, Node, SuffixTrie
+from engines.drafters.trie import Generations, Node, SuffixTrie, read_nodes
 
-_KIND: Final = "suffix"
+_KIND: Final = "suffix/1"
 _SHARED_NODES: Final = 50_000  # in a snapshot
 
 
@@ -105,7 +106,10 @@ class Suffix(Learner):
 
     def merge(self, data: bytes, *, tenant: str) -> None:
         """Add another replica's counts."""
-        self._tenants[tenant].load(unpack(_KIND, data, "nodes")["nodes"])
+        found = unpack(_KIND, data, "nodes")
+        with reading(_KIND):
+            nodes = read_nodes(found["nodes"])
+        self._tenants[tenant].load(nodes)
 
     def stats(self) -> DrafterStats:
         """Nodes of all tries."""

@@ -15,12 +15,13 @@ from itertools import pairwise
 from typing import Any, Final
 
 from engines.drafters.base import ROOT, DrafterStats, Shape, TokenTree
+from engines.drafters.foreign import reading
 from engines.drafters.lessons import Learner, Lesson
 from engines.drafters.opening import build, pack, unpack
-from engines.drafters.rows import Rows, single
+from engines.drafters.rows import Rows, read_rows, single
 from engines.drafters.runs import Recent
 
-_KIND: Final = "token_recycling"
+_KIND: Final = "token_recycling/1"
 _TOPS: Final = 8
 _WIDTHS: Final[Mapping[str, int]] = {
     **{"": 8, "0": 8, "1": 4, "2": 3, "3": 2, "4": 1, "5": 1, "6": 1, "7": 1},
@@ -109,7 +110,10 @@ class TokenRecycling(Learner):
 
     def merge(self, data: bytes, *, tenant: str) -> None:
         """Take over rows that are not known here."""
-        self._tenants[tenant].load(unpack(_KIND, data, "rows")["rows"])
+        found = unpack(_KIND, data, "rows")
+        with reading(_KIND):
+            rows = read_rows(found["rows"])
+        self._tenants[tenant].load(rows)
 
     def stats(self) -> DrafterStats:
         """Rows of all tenants."""

@@ -6,6 +6,12 @@ Node and match bounds make it a bounded stand-in for a suffix tree: strings up t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
+
+from engines.drafters.foreign import token_ids
+
+ReadNode: TypeAlias = tuple[int, int, int]
+"""Place of the parent or -1, token, count."""
 
 
 class Node:
@@ -73,9 +79,9 @@ class SuffixTrie:
                 following.append(child)
             active = following[: self.depth]
 
-    def dump(self, most: int) -> list[tuple[int, int, int]]:
+    def dump(self, most: int) -> list[ReadNode]:
         """At most `most` nodes, level by level: (place of the parent or -1, token, count)."""
-        found: list[tuple[int, int, int]] = []
+        found: list[ReadNode] = []
         level = [(-1, self._root)]
         for place, node in level:  # grows while it is read
             for token, child in node.children.items():
@@ -85,7 +91,7 @@ class SuffixTrie:
                 found.append((place, token, child.count))
         return found
 
-    def load(self, nodes: Sequence[Sequence[int]]) -> None:
+    def load(self, nodes: Sequence[ReadNode]) -> None:
         """Add another trie's counts, as far as there is room."""
         placed: dict[int, tuple[Node, int]] = {-1: (self._root, 0)}
         for place, (above, token, count) in enumerate(nodes):
@@ -122,10 +128,22 @@ class Generations:
             self.old, self.young = self.young, SuffixTrie(self.young.depth, self._half)
         self.young.learn(context, tokens)
 
-    def dump(self, most: int) -> list[tuple[int, int, int]]:
+    def dump(self, most: int) -> list[ReadNode]:
         """The young nodes nearest the root: (place of the parent or -1, token, count)."""
         return self.young.dump(most)
 
-    def load(self, nodes: Sequence[Sequence[int]]) -> None:
+    def load(self, nodes: Sequence[ReadNode]) -> None:
         """Add what another's `dump` counted."""
         self.young.load(nodes)
+
+
+def read_nodes(dumped: Sequence[Sequence[int]]) -> list[ReadNode]:
+    """What `dump` gave, for `load`.
+
+    Raises:
+        ValueError, TypeError: It gave something else.
+    """
+    found = [(above, token, count) for above, token, count in dumped]
+    for above, token, count in found:
+        token_ids((above + 1, token, count))
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from server.settings import DraftSettings
 from stores.base import Conflict
 from stores.errors import StoreUnavailable
 from stores.memory import MemoryStore
-from tests.contract.test_embedded_drafting import Eager
+from tests.contract.test_embedded_drafting import Eager, Knows
 from tests.contract.tiny_llama import write_tiny_llama
 
 HOW = Sampling(max_tokens=48, min_tokens=48, temperature=0.0, drafter="adaptive")
@@ -145,12 +147,40 @@ async def test_a_store_that_is_gone_costs_the_lessons_only(
     assert sample("bough_store_errors_total", {"what": "drafts"}) == 1
 
 
-async def test_lessons_that_cannot_be_read_are_replaced(replicas: list[EmbeddedEngine]) -> None:
+@pytest.mark.parametrize(
+    "old",
+    [
+        b"of another age",
+        zlib.compress(b'{"kind": "adaptive/1", "rows": [[[1, 2], [3]]], "trust": []}'),
+    ],
+    ids=["no snapshot", "rows of another form"],
+)
+async def test_lessons_that_cannot_be_read_are_replaced(
+    replicas: list[EmbeddedEngine], old: bytes
+) -> None:
     store = MemoryStore()
     (mine, _), _ = sharings(replicas, store)
-    await store.put_blob("drafts/m/adaptive", b"of another age", tenant="a")
+    await store.put_blob("drafts/m/adaptive", old, tenant="a")
     await accepted(replicas[0], "a")
     await mine.share()
     blob = await store.get_blob("drafts/m/adaptive", tenant="a")
     assert blob is not None
-    assert blob.data != b"of another age"
+    assert blob.data != old
+
+
+async def test_a_drafter_that_breaks_costs_its_own_lessons(
+    replicas: list[EmbeddedEngine], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Breaks(Knows):
+        def snapshot(self, *, tenant: str) -> bytes:
+            raise AttributeError("no rows any more")
+
+    store = MemoryStore()
+    (mine, _), _ = sharings(replicas, store)
+    engine = replicas[0]
+    engine._drafters._made["adaptive"] = Breaks([], (), 300, random.Random(0))
+    await accepted(engine, "a")
+    engine._runtime.worker.drafting.taught.add(Taught("ngram", "a"))
+    await mine.share()
+    assert "by 'adaptive' are not shared" in caplog.text
+    assert await store.get_blob("drafts/m/ngram", tenant="a") is not None

@@ -17,6 +17,7 @@ from engines.drafters.errors import DrafterError
 from engines.errors import UnsupportedByEngine
 from engines.vllm_proposer import Plan, Proposer, best_chain
 from engines.vllm_rows import RunnerRows, label
+from engines.vllm_worker import DraftAccess
 
 VOCAB = 50
 CONTEXT = 64
@@ -197,6 +198,22 @@ def test_a_drafter_that_fails_is_put_away_and_says_so(
     assert "an unlucky number" in caplog.text
     assert runner.step({0: (*SONG, 9, 10, 11)}) == {0: []}  # what is half learnt is not used
     assert runner.proposer.report().failure == "KeyError: 'an unlucky number'"
+
+
+class Trusting(adaptive.Adaptive):
+    """A plugin that does not look at what it is given."""
+
+    def merge(self, data: bytes, *, tenant: str) -> None:
+        raise ValueError("not enough values to unpack")
+
+
+def test_a_snapshot_that_a_drafter_chokes_on_is_no_snapshot() -> None:
+    runner = Runner([label("a", ROOT_TOKENS)])
+    worker = DraftAccess()
+    worker.model_runner = SimpleNamespace(drafter=runner.proposer)
+    assert worker.bough_merge_drafts("a", b"anything") is not None
+    runner.proposer.drafter = Trusting()
+    assert worker.bough_merge_drafts("a", b"anything") == "not enough values to unpack"
 
 
 def test_a_plan_that_cannot_be_is_refused_at_the_start() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engines.drafters.contexts import FULLNESS, Contexts, Row, Trust, Voice
+from engines.drafters.contexts import FULLNESS, Contexts, Row, Trust, Voice, read_cases, read_rows
 
 tokens = st.integers(0, 5)
 contexts = st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple)
@@ -38,7 +38,7 @@ def test_contexts_are_bounded_and_the_least_recently_written_goes(
         assert 0 <= row.kind < FULLNESS
     assert [tuple(entry[0]) for entry in held.dump(100)] == order
     copy = Contexts(max_rows, row_cap)
-    copy.load(held.dump(100))
+    copy.load(read_rows(held.dump(100)))
     assert copy.dump(100) == held.dump(100)
 
 
@@ -79,7 +79,7 @@ def test_trust_goes_to_the_voice_that_is_right() -> None:
     assert mixed[1] == pytest.approx(0.9, abs=0.02)
     assert 0.0 < mixed[2] <= 1.0 - mixed[1]
     other = Trust((0.5, 0.5))
-    other.load(trust.dump())
+    other.load(read_cases(trust.dump()))
     assert other.shares == pytest.approx(trust.shares, abs=1e-5)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.drafters.rows import Rows
-from engines.drafters.trie import Generations, SuffixTrie
+from engines.drafters.trie import Generations, SuffixTrie, read_nodes
 
 keys = st.integers(0, 7)
 tokens = st.integers(0, 5)
@@ -59,7 +59,7 @@ def test_a_trie_counts_every_string_once(text: list[int], depth: int, cuts: list
         assert node.count == count
         assert node.total == sum(child.count for child in node.children.values())
     copy = SuffixTrie(depth, 10_000)
-    copy.load(trie.dump(10_000))
+    copy.load(read_nodes(trie.dump(10_000)))
     assert sorted(copy.dump(10_000)) == sorted(trie.dump(10_000))
 
 
