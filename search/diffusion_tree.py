@@ -101,8 +101,10 @@ class Node:
         value: Of a finished text its reward, else what its children come to; 0 without any.
         visits: 1 when it is made, and one more for every rollout through it.
         samples: Draws that led here from its parent.
-        num_drawn: Samples below it, those on their way included.
+        num_drawn: Samples below it, those on their way included, and those whose nodes a stored
+            tree had no room for.
         inflight: Rollouts under way that passed here.
+        nfe: Evaluations that these draws took, from the parent to here.
         children: In order of creation.
     """
 
@@ -115,6 +117,7 @@ class Node:
     samples: int = 1
     num_drawn: int = 0
     inflight: int = 0
+    nfe: int = 0
     children: list[Node] = field(default_factory=list)
 
     @property
@@ -231,7 +234,13 @@ def revisit(path: Sequence[Node], rules: Rules) -> None:
     back_up(path, rules)
 
 
-def land(path: Sequence[Node], states: Sequence[TokenIds], reward: float, rules: Rules) -> Node:
+def land(
+    path: Sequence[Node],
+    states: Sequence[TokenIds],
+    reward: float,
+    rules: Rules,
+    costs: Sequence[int] = (),
+) -> Node:
     """End a flight: its states join the tree and its reward is backed up.
 
     Args:
@@ -239,6 +248,7 @@ def land(path: Sequence[Node], states: Sequence[TokenIds], reward: float, rules:
         states: At each branch level below the path's end, and the finished text.
         reward: Of the finished text; finite.
         rules: How the tree grows.
+        costs: Evaluations that each state took; none by default.
 
     Returns:
         The finished text's node.
@@ -247,12 +257,20 @@ def land(path: Sequence[Node], states: Sequence[TokenIds], reward: float, rules:
     way = list(path)
     for at, state in enumerate(states):
         way.append(_child(way[-1], state, at == len(states) - 1, rules))
+        way[-1].nfe += costs[at] if costs else 0
     way[-1].value = reward
     back_up(way, rules)
     return way[-1]
 
 
-def replay(root: Node, states: Sequence[TokenIds], begun: int, reward: float, rules: Rules) -> None:
+def replay(
+    root: Node,
+    states: Sequence[TokenIds],
+    begun: int,
+    reward: float,
+    rules: Rules,
+    costs: Sequence[int] = (),
+) -> None:
     """Put a rollout that landed in another copy of the tree into this one.
 
     Args:
@@ -261,6 +279,7 @@ def replay(root: Node, states: Sequence[TokenIds], begun: int, reward: float, ru
         begun: How many of these the rollout found there; looked for by their tokens.
         reward: Of the finished text.
         rules: How the tree grows.
+        costs: Evaluations that each state took, those found there included; none by default.
     """
     way = [root]
     for at, state in enumerate(states):
@@ -268,6 +287,7 @@ def replay(root: Node, states: Sequence[TokenIds], begun: int, reward: float, ru
         same = (child for child in way[-1].children if child.state == state)
         known = next(same, None) if at < begun else None
         way.append(known or _child(way[-1], state, is_end, rules))
+        way[-1].nfe += costs[at] if costs and known is None else 0
     way[-1].value = reward
     back_up(way, rules)
 

@@ -93,11 +93,13 @@ class Landed:
         states: From below the root to the finished text.
         begun: How many of these were there before.
         reward: The text's.
+        costs: Evaluations that each state took.
     """
 
     states: tuple[TokenIds, ...]
     begun: int
     reward: float
+    costs: tuple[int, ...] = ()
 
 
 PickFor: TypeAlias = "Callable[[Rollouts], Pick]"
@@ -275,13 +277,21 @@ class Rollouts:
         if math.isnan(reward):
             give_up(flight.path)
             return
-        states = []
+        states, costs = [], []
         for branch in flight.branches[1:]:
             assert branch.state is not None
             states.append(self.text_of(branch.state.row))
-        begun = [node.state for node in flight.path[1:]]
-        self.landed.append(Landed((*begun, *states), len(begun), reward))
-        end = land(flight.path, states, reward, self.rules)
+            costs.append(branch.state.nfe)
+        begun = flight.path[1:]
+        self.landed.append(
+            Landed(
+                (*(node.state for node in begun), *states),
+                len(begun),
+                reward,
+                (*(round(node.nfe / node.samples) for node in begun), *costs),
+            )
+        )
+        end = land(flight.path, states, reward, self.rules, costs)
         for node, branch in zip(end.upwards, reversed(flight.branches[1:]), strict=False):
             self.branches.setdefault(node, branch)
         self.rewards.add(reward)

@@ -37,7 +37,6 @@ class TreeShelf:
         self._rollouts = rollouts
         self._key = key_of(search, rollouts.chain, rollouts.levels, rollouts.aggregate)
         self._version = 0
-        self._stored_nfe = 0
 
     async def load(self) -> None:
         """Go on with what is stored, if anything is."""
@@ -52,7 +51,7 @@ class TreeShelf:
         kept = None if blob is None else unpacked(blob.data)
         if blob is None or kept is None or kept.root.state != rollouts.root.state:
             return
-        self._version, self._stored_nfe = blob.version, kept.nfe
+        self._version = blob.version
         revalue(kept.root, rollouts.rules)
         nodes = [node for node in kept.root.nodes if node is not kept.root]
         places = {node: at for at, node in enumerate(nodes)}
@@ -73,10 +72,10 @@ class TreeShelf:
         search, rollouts = self._search, self._rollouts
         if search.store is None or not rollouts.landed:
             return
-        data = packed(rollouts.root, self._stored_nfe + rollouts.nfe)
+        data = packed(rollouts.root)
 
         def with_ours(theirs: bytes) -> bytes:
-            return merged(theirs, rollouts.landed, rollouts.nfe, rollouts.rules) or data
+            return merged(theirs, rollouts.landed, rollouts.rules) or data
 
         try:
             is_written = await merge_blob(

@@ -10,10 +10,21 @@ from typing import Any
 import pytest
 
 from engines.base import Sampling
-from search.diffusion_tree import Node, Rules, by_uct, depart, land, revalue, revisit, select
-from search.kept_trees import TTL_S, merged, packed, unpacked
+from search.diffusion_tree import (
+    Node,
+    Rules,
+    by_uct,
+    depart,
+    is_full,
+    land,
+    revalue,
+    revisit,
+    select,
+)
+from search.kept_trees import MAX_NODES, MAX_TOKENS, TTL_S, Kept, merged, packed, unpacked
 from search.rollouts import Landed
 from search.run import Result, Run, RunRequest
+from stores.base import MAX_VALUE_BYTES
 from stores.errors import StoreUnavailable
 from stores.memory import MemoryStore
 from tests.search_harness import request
@@ -21,11 +32,12 @@ from tests.toy_denoiser import ToyDiffusionEngine, sticky
 from tests.toy_engine import ToyJudge
 
 RULES = Rules(1, 0.5, math.inf, merges=True)
-START = (9, 9, 9)
+MASK = 99
+START = (MASK, MASK, MASK)
 
 
 def tree(seed: int, rollouts: int, root: Node | None = None) -> tuple[Node, list[Landed]]:
-    """Three levels of letters; a reward for each text."""
+    """Three levels of letters; a reward for each text, and each letter an evaluation."""
     rng, landed = random.Random(seed), list[Landed]()
     root = root or Node(START, 0)
     for _ in range(rollouts):
@@ -36,11 +48,12 @@ def tree(seed: int, rollouts: int, root: Node | None = None) -> tuple[Node, list
         states = [one.state for one in path[1:]]
         begun = len(states)
         while len(states) < 3:
-            states.append((*(states[-1] if states else ()), rng.randrange(20)))
+            at, before = len(states), states[-1] if states else START
+            states.append((*before[:at], rng.randrange(20), *before[at + 1 :]))
         depart(path)
         reward = round(sum(states[-1]) / 57, 5)
-        land(path, states[begun:], reward, RULES)
-        landed.append(Landed(tuple(states), begun, reward))
+        land(path, states[begun:], reward, RULES, (1,) * (3 - begun))
+        landed.append(Landed(tuple(states), begun, reward, (1, 1, 1)))
     return root, landed
 
 
@@ -51,13 +64,22 @@ def shape(root: Node) -> list[tuple[Any, ...]]:
     ]
 
 
-def test_there_and_back() -> None:
-    root, _ = tree(1, 60)
-    kept = unpacked(packed(root, 321))
+def there_and_back(root: Node, max_nodes: int = MAX_NODES) -> Kept:
+    kept = unpacked(packed(root, max_nodes))
     assert kept is not None
     revalue(kept.root, RULES)
+    return kept
+
+
+def best_of(root: Node) -> Node:
+    return max((one for one in root.nodes if one.is_end), key=lambda one: one.value)
+
+
+def test_there_and_back() -> None:
+    root, landed = tree(1, 60)
+    kept = there_and_back(root)
     assert shape(kept.root) == shape(root)
-    assert kept.nfe == 321
+    assert kept.nfe == sum(3 - one.begun for one in landed)
 
 
 @pytest.mark.parametrize(
@@ -66,51 +88,114 @@ def test_there_and_back() -> None:
         b"",
         b"noise",
         zlib.compress(b"[]"),
-        zlib.compress(b'{"format": 0}'),
-        zlib.compress(json.dumps({"format": 1, "text": [1], "visits": 1, "nfe": 0}).encode()),
+        zlib.compress(b'{"format": 1, "text": [1], "visits": 1, "nfe": 0, "nodes": []}'),
+        zlib.compress(json.dumps({"format": 2, "text": [1], "visits": 1, "drawn": 0}).encode()),
         zlib.compress(
             json.dumps(
-                {"format": 1, "text": [1], "visits": 1, "nfe": 0, "nodes": [[5, [1], 1, 1, None]]}
+                {
+                    "format": 2,
+                    "text": [1],
+                    "visits": 1,
+                    "drawn": 0,
+                    "nodes": [[5, [1], 1, 1, 0, 1, None]],
+                }
             ).encode()
         ),
     ],
 )
 def test_what_cannot_be_read_is_as_good_as_nothing(data: bytes) -> None:
     assert unpacked(data) is None
-    assert merged(data, [], 0, RULES) is None
+    assert merged(data, [], RULES) is None
 
 
-def test_beyond_the_bound_the_least_visited_beginnings_go() -> None:
-    root, _ = tree(2, 80)
-    sizes = {top: sum(1 for _ in top.nodes) for top in root.children}
-    kept = unpacked(packed(root, 1000, max_nodes=40))
+@pytest.mark.parametrize("max_nodes", [1, 3, 10, 40, 79])
+@pytest.mark.parametrize("seed", range(6))
+def test_beyond_the_bound_the_best_text_stays(seed: int, max_nodes: int) -> None:
+    root, _ = tree(seed, 160)
+    whole = list(root.nodes)
+    kept = there_and_back(root, max_nodes)
+    left = list(kept.root.nodes)
+    assert len(left) - 1 <= max(3, max_nodes) < len(whole) - 1
+    assert best_of(kept.root).state == best_of(root).state
+    assert kept.root.value == root.value
+    assert all(one.is_end or one.children for one in left)
+    places = [one.state for one in whole]
+    found = [places.index(one.state) for one in left]
+    assert found == sorted(found)  # in the order of creation, as before
+
+
+def test_the_least_visited_go_first() -> None:
+    """Of one branch with ten visits and nine with one, the visited one stays and is cut inside."""
+    root, rules = Node(START, 0), Rules(math.inf, 0.5, math.inf)
+    for number in range(10):
+        states = [(number, MASK, MASK), (number, number, MASK), (number, number, number)]
+        depart([root])
+        land([root], states, number / 10, rules)
+    begun, visited = root.children[3], root.children[3].children[0].children[0]
+    for _ in range(9):
+        revisit([root, begun, begun.children[0], visited], rules)
+    depart([root, begun])
+    land([root, begun], [(3, 1, MASK), (3, 1, 1)], 0.0, rules)
+    kept = there_and_back(root, 6)
+    ends = [one.state for one in kept.root.nodes if one.is_end]
+    assert ends == [(3, 3, 3), (9, 9, 9)]
+
+
+@pytest.mark.parametrize("max_nodes", [3, 20, 60])
+def test_what_was_full_is_full_when_it_comes_back(max_nodes: int) -> None:
+    root, _ = tree(7, 120)
+    before = {one.state: one for one in root.nodes}
+    twice = there_and_back(there_and_back(root, max_nodes).root, max_nodes)
+    assert sum(one.samples for one in twice.root.children) < root.num_drawn
+    for one in twice.root.nodes:
+        assert (one.visits, one.num_drawn) == (
+            before[one.state].visits,
+            before[one.state].num_drawn,
+        )
+        assert is_full(one, RULES) is is_full(before[one.state], RULES)
+
+
+@pytest.mark.parametrize("max_nodes", [3, 20, 60, MAX_NODES])
+def test_evaluations_are_those_of_the_nodes_that_are_kept(max_nodes: int) -> None:
+    root, landed = tree(8, 100)
+    spent = {one.state: one.nfe for one in root.nodes}
+    assert sum(spent.values()) == sum(3 - one.begun for one in landed)
+    kept = there_and_back(root, max_nodes)
+    assert kept.nfe == sum(spent[one.state] for one in kept.root.nodes)
+
+
+def test_long_texts_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random tokens of a large vocabulary are the worst case, which the store still takes."""
+    rng, length = random.Random(9), 1 << 11
+    monkeypatch.setattr("search.kept_trees.MAX_TOKENS", 32 * length)
+    root, rules = Node((200_000,) * length, 0), Rules(math.inf, 0.5, math.inf)
+    for _ in range(40):
+        depart([root])
+        land([root], [tuple(rng.choices(range(200_000), k=length))], rng.random(), rules)
+    data = packed(root)
+    kept = unpacked(data)
     assert kept is not None
-    assert 0 < sum(1 for _ in kept.root.nodes) - 1 <= 40 < sum(sizes.values())
-    best = max((one for one in root.nodes if one.is_end), key=lambda one: one.value)
-    assert best.state in {one.state for one in kept.root.nodes}
-    assert 0 < kept.nfe < 1000
-    left = {top.state for top in kept.root.children}
-    assert [top.state for top in root.children if top.state in left] == [
-        top.state for top in kept.root.children
-    ]
+    assert len(kept.root.children) == 32
+    assert len(data) / (32 * length) < MAX_VALUE_BYTES / MAX_TOKENS
 
 
 def test_two_copies_come_together() -> None:
     """One tree, grown on by two: merged in either order nothing of either is missing."""
-    stored = packed(tree(3, 20)[0], 100)
+    stored = packed(tree(3, 20)[0])
     grown, additions = [], []
     for seed in (4, 5):
         copy = unpacked(stored)
         assert copy is not None
         revalue(copy.root, RULES)
         root, landed = tree(seed, 15, copy.root)
-        grown.append(packed(root, 100 + 10))
+        grown.append(packed(root))
         additions.append(landed)
-    one = unpacked(merged(grown[0], additions[1], 10, RULES) or b"")
-    other = unpacked(merged(grown[1], additions[0], 10, RULES) or b"")
+    one = unpacked(merged(grown[0], additions[1], RULES) or b"")
+    other = unpacked(merged(grown[1], additions[0], RULES) or b"")
     assert one is not None
     assert other is not None
-    assert one.nfe == other.nfe == 120
+    made = [*tree(3, 20)[1], *additions[0], *additions[1]]
+    assert one.nfe == other.nfe == sum(3 - landed.begun for landed in made)
     first = sum(end.samples for end in tree(3, 20)[0].nodes if end.is_end)
     for kept in (one, other):
         ends = [node for node in kept.root.nodes if node.is_end]
