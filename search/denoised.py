@@ -57,13 +57,17 @@ class Denoises(ABC):
         landed = await denoise(self._bench, jobs, self.budget)
         return [self._add(slot, step) for slot, step in landed]
 
-    def restore(self, nodes: Sequence[Restored], chain: Chain, nfe: int) -> list[Branch]:
+    def restore(
+        self, nodes: Sequence[Restored], chain: Chain, *, nfe: int, rollouts: int
+    ) -> list[Branch]:
         """Put stored nodes, parents first, into the tree; nothing is spent.
 
         Args:
             nodes: What was stored.
             chain: The chain that they are states of.
             nfe: What they once cost.
+            rollouts: How many grew that tree so far, at least 1. New seeds are kept apart by this:
+                it rises with every growth, while the nodes of a full tree stay as many.
         """
         branches: list[Branch] = []
         for node in nodes:
@@ -72,7 +76,7 @@ class Denoises(ABC):
             branches.append(self._add(self.tree.submit(parent), step))
             if node.value is not None:
                 self.keep_value(branches[-1], node.value)
-        self._bench.num_restored += len(branches)
+        self._bench.grown_before = max(self._bench.grown_before, rollouts)
         self._bench.reused_nfe += nfe
         return branches
 

@@ -111,7 +111,7 @@ def _seed(bench: Workbench, slot: Slot, job: DenoiseJob) -> int:
     if goes_on and state is not None and state.seed is not None:
         return state.seed
     # A tree that goes on with the same seed must not draw again what it was stored with.
-    purpose = f"after {bench.num_restored}" if bench.num_restored else ""
+    purpose = f"after {bench.grown_before}" if bench.grown_before else ""
     return seed_of(bench.seed, slot.path, purpose)
 
 

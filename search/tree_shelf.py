@@ -64,7 +64,9 @@ class TreeShelf:
             )
             for node in nodes
         ]
-        branches = search.restore(restored, rollouts.chain, kept.nfe)
+        branches = search.restore(
+            restored, rollouts.chain, nfe=kept.nfe, rollouts=kept.root.visits - 1
+        )
         rollouts.adopt(kept.root, dict(zip(nodes, branches, strict=True)))
 
     async def save(self) -> None:

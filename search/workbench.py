@@ -40,7 +40,7 @@ class Workbench:
     questions: count[int] = field(default_factory=count)
     tenant: str = ""
     store_errors: list[str] = field(default_factory=list)
-    num_restored: int = 0
+    grown_before: int = 0
     reused_nfe: int = 0
 
     async def aclose(self) -> None:

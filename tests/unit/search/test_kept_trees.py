@@ -286,6 +286,24 @@ async def test_another_judge_or_model_has_a_tree_of_its_own() -> None:
     assert (await other.ask()).tree.reused_nodes == 0
 
 
+@pytest.mark.parametrize("strategy", ["dts", "dts_star"])
+async def test_full_trees_go_on_with_new_draws(
+    strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten requests with one seed, most of them of a tree that is full."""
+    monkeypatch.setattr("search.tree_shelf.packed", lambda root: packed(root, 20))
+    bench, scores, sizes = Bench(), [], []
+    for _ in range(10):
+        result = await bench.ask({"reuse": True, "choose": "best"}, seed=5, strategy=strategy)
+        scores.append(result.score or 0.0)
+        sizes.append(result.tree.reused_nodes)
+    assert scores == sorted(scores)
+    assert len(set(sizes)) < len(sizes)
+    assert max(sizes) <= 20
+    draws = [(job.seed, job.step) for job in bench.engine.denoiser.jobs]
+    assert len(set(draws)) == len(draws)
+
+
 async def test_requests_at_once_lose_nothing() -> None:
     bench = Bench()
     results = await asyncio.gather(*(bench.ask(drawn=seed) for seed in range(4)))
