@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from engines.base import Sampling
 from engines.diffusion.base import DenoiseJob
@@ -14,6 +15,9 @@ from search.chains import Chain, Restored, chain_of
 from search.denoising import denoise, restored_step
 from search.tree import SearchTree
 from search.workbench import Workbench
+
+_AT_A_TIME: Final = 32
+"""Nodes that are restored before other work has its turn."""
 
 
 class Denoises(ABC):
@@ -57,10 +61,12 @@ class Denoises(ABC):
         landed = await denoise(self._bench, jobs, self.budget)
         return [self._add(slot, step) for slot, step in landed]
 
-    def restore(
+    async def restore(
         self, nodes: Sequence[Restored], chain: Chain, *, nfe: int, rollouts: int
     ) -> list[Branch]:
         """Put stored nodes, parents first, into the tree; nothing is spent.
+
+        Other work goes on between them.
 
         Args:
             nodes: What was stored.
@@ -70,7 +76,9 @@ class Denoises(ABC):
                 it rises with every growth, while the nodes of a full tree stay as many.
         """
         branches: list[Branch] = []
-        for node in nodes:
+        for at, node in enumerate(nodes):
+            if at % _AT_A_TIME == 0:
+                await asyncio.sleep(0)
             parent = self.root if node.parent is None else branches[node.parent]
             step = restored_step(self._bench, chain, parent, node)
             branches.append(self._add(self.tree.submit(parent), step))

@@ -8,6 +8,7 @@ rollout sees the ends of all but those of its own round. With a width of 1 this 
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -175,6 +176,8 @@ class Rollouts:
             elif not self._affords(self._cheapest):
                 self._cut(self._cheapest)
                 return
+            else:
+                await asyncio.sleep(0)  # known texts only: nothing else here gives way
 
     def _is_enough(self) -> bool:
         target = self.bounds.target

@@ -64,7 +64,7 @@ class TreeShelf:
             )
             for node in nodes
         ]
-        branches = search.restore(
+        branches = await search.restore(
             restored, rollouts.chain, nfe=kept.nfe, rollouts=kept.root.visits - 1
         )
         rollouts.adopt(kept.root, dict(zip(nodes, branches, strict=True)))

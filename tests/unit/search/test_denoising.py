@@ -195,7 +195,7 @@ async def test_restored_nodes_cost_nothing_and_are_continued(try_out: TryOut) ->
 
     async def body(search: Search) -> Outcome:
         chain = search.chain()
-        begun, one, other = search.restore(nodes, chain, nfe=6, rollouts=2)
+        begun, one, other = await search.restore(nodes, chain, nfe=6, rollouts=2)
         assert [search.value(branch) for branch in (begun, one, other)][1:] == [0.75, 0.5]
         assert (one.text, one.finish, one.parent) == ("abb", Finish.LENGTH, begun)
         assert search.budget.spent.nfe == 0
@@ -224,13 +224,32 @@ async def test_seeds_after_a_restoration_are_new_ones(try_out: TryOut) -> None:
         ) -> Outcome:
             chain = search.chain()
             if stored:
-                search.restore(stored, chain, nfe=0, rollouts=rollouts)
+                await search.restore(stored, chain, nfe=0, rollouts=rollouts)
             ends = [await whole(search, chain, search.root) for _ in range(2)]
             return first(search, ends)
 
         result = await try_out(body, engine, ToyJudge(lambda text: 0.5), seed=11)
         texts += [one.content for one in result.candidates]
     assert len(set(texts)) == 6
+
+
+async def test_others_work_while_nodes_are_restored(try_out: TryOut) -> None:
+    nodes = [Restored(None, (ord("a"),) * 6, 6, 0.5)] * 200
+    turns = list[int]()
+
+    async def others() -> None:
+        while True:
+            turns.append(1)
+            await asyncio.sleep(0)
+
+    async def body(search: Search) -> Outcome:
+        beside = asyncio.create_task(others())
+        branches = await search.restore(nodes, search.chain(), nfe=0, rollouts=200)
+        beside.cancel()
+        return first(search, branches)
+
+    await try_out(body, ToyDiffusionEngine(AB, 6), ToyJudge(lambda text: 0.5))
+    assert len(turns) >= 200 // 32
 
 
 async def test_tokens_of_the_tree_are_those_revealed(try_out: TryOut) -> None:

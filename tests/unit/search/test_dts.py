@@ -358,6 +358,23 @@ async def test_concurrent_runs_do_not_change_each_other() -> None:
     assert [one.answers for one in alone] == [one.answers for one in crowded]
 
 
+async def test_rounds_of_known_texts_let_others_work() -> None:
+    """With next to no room for children every selection ends in the one text there is."""
+    turns_of_others = 0
+
+    async def others() -> None:
+        nonlocal turns_of_others
+        while True:
+            turns_of_others += 1
+            await asyncio.sleep(0)
+
+    beside = asyncio.create_task(others())
+    params = {"capacity": 1e-6, "iterations": 400, "width": 4}
+    await result_of(engine_of(), "dts_star", params, judge=ToyJudge(turns))
+    beside.cancel()
+    assert turns_of_others >= 100
+
+
 def value_by(table: dict[str, float]) -> Callable[[str], float]:
     return lambda text: table.get(text, 0.0)
 
