@@ -80,11 +80,12 @@ class DraftSharing:
         for model_id, engine in self._engines.items():
             if not isinstance(engine, SharesDrafts):
                 continue
+            tokenizer = engine.info.tokenizer_hash  # ids of another would mean other tokens
             owed = (taught for of, taught in self._owed.copy() if of == model_id)
             for taught in dict.fromkeys((*engine.taught(), *owed)):
                 self._owed.add((model_id, taught))
                 try:
-                    await self._exchange(model_id, engine, taught)
+                    await self._exchange(model_id, tokenizer, engine, taught)
                 except (StoreUnavailable, ValueTooLarge) as err:
                     self._metrics.store_errors.labels("drafts").inc()
                     log.warning("drafts of %s are not shared: %s", model_id, err)
@@ -93,8 +94,10 @@ class DraftSharing:
                 except Exception:  # drafters are plugins: a fault of one costs its own lessons
                     log.exception("drafts of %s by %r are not shared", model_id, taught.drafter)
 
-    async def _exchange(self, model_id: str, engine: SharesDrafts, taught: Taught) -> None:
-        key, tenant = f"drafts/{model_id}/{taught.drafter}", taught.tenant
+    async def _exchange(
+        self, model_id: str, tokenizer: str, engine: SharesDrafts, taught: Taught
+    ) -> None:
+        key, tenant = f"drafts/{model_id}/{tokenizer}/{taught.drafter}", taught.tenant
         blob = await self._store.get_blob(key, tenant=tenant)
         if blob is not None and self._read.get((model_id, taught)) != blob.version:
             try:

@@ -18,6 +18,7 @@ from typing import Final, TypeAlias
 
 from engines.base import TokenIds
 from engines.drafters.base import EMPTY, Drafter, NodeTops, TokenTree
+from engines.drafters.errors import DrafterError
 from engines.drafters.sharing import Taught
 from engines.embedded.draft_budget import DraftBudget, Trust
 from engines.embedded.sequence import Branch
@@ -51,10 +52,12 @@ class Drafting:
 
     Args:
         budget: How many nodes are worth verifying.
+        vocab_size: Of the model; drafters of other ids are not believed.
     """
 
-    def __init__(self, budget: DraftBudget) -> None:
+    def __init__(self, budget: DraftBudget, vocab_size: int) -> None:
         self.budget = budget
+        self._vocab_size = vocab_size
         self.taught: set[Taught] = set()
         """Whose lessons have changed; whoever shares them takes them out."""
         self._runs: OrderedDict[_RunKey, tuple[Drafter, Trust]] = OrderedDict()
@@ -95,6 +98,7 @@ class Drafting:
             drafter, trust = self._caught_up(branch)
             context = branch.tokens if drafter.reach is None else branch.tokens[-drafter.reach :]
             tree = drafter.propose(context, nodes, run=_run(branch), tenant=branch.tenant)
+            _check(tree, self._vocab_size)
             return _shallow(tree, left - 1), trust.ratio
         return EMPTY, 1.0
 
@@ -178,6 +182,19 @@ def _harmless(branch: Branch) -> Iterator[None]:
 def _run(branch: Branch) -> str:
     """Name of the request that a branch belongs to: the age of its claims."""
     return str(branch.order[1])
+
+
+def _check(tree: TokenTree, vocab_size: int) -> None:
+    """Refuse what the step of a whole batch would fail by.
+
+    Raises:
+        DrafterError: A token that the model has not, or a log-probability that is none.
+    """
+    strange = [token for token in tree.tokens if not 0 <= token < vocab_size]
+    if strange:
+        raise DrafterError(f"drafted tokens {strange[:4]} are not in 0 … {vocab_size - 1}")
+    if not all(logp <= 0.0 for logp in tree.logps):
+        raise DrafterError(f"log-probabilities of a draft above 0: {max(tree.logps)}")
 
 
 def _shallow(tree: TokenTree, depth: int) -> TokenTree:

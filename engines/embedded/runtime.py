@@ -158,7 +158,7 @@ class Runtime:
             context_tokens=self.context_tokens,
             finish_branch=finish_branch or _no_branches,
             compute=compute,
-            drafting=Drafting(DraftBudget(options.draft_nodes)),
+            drafting=Drafting(DraftBudget(options.draft_nodes), self.config.vocab_size),
         )
 
     def _load(

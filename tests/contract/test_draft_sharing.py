@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,10 @@ def sharings(
     return made, metrics
 
 
+def key(engines: Sequence[EmbeddedEngine], drafter: str = "adaptive") -> str:
+    return f"drafts/m/{engines[0].info.tokenizer_hash}/{drafter}"
+
+
 async def test_a_replica_drafts_what_another_learnt(replicas: list[EmbeddedEngine]) -> None:
     first, second = replicas
     store = MemoryStore()
@@ -97,9 +102,9 @@ async def test_what_others_wrote_meanwhile_is_not_lost(replicas: list[EmbeddedEn
     for engine in replicas:
         await accepted(engine, "a")
     await mine.share()
-    blob = await store.get_blob("drafts/m/adaptive", tenant="a")
+    blob = await store.get_blob(key(replicas), tenant="a")
     await theirs.share()
-    later = await store.get_blob("drafts/m/adaptive", tenant="a")
+    later = await store.get_blob(key(replicas), tenant="a")
     assert blob is not None
     assert later is not None
     assert later.version > blob.version
@@ -114,18 +119,18 @@ async def test_who_comes_second_tries_again(
     await accepted(replicas[0], "a")
     put = store.put_blob
 
-    async def overtaken(key: str, data: bytes, **more: Any) -> int | Conflict:
-        await put(key, b"", tenant="a")
-        return await put(key, data, **more)
+    async def overtaken(name: str, data: bytes, **more: Any) -> int | Conflict:
+        await put(name, b"", tenant="a")
+        return await put(name, data, **more)
 
     monkeypatch.setattr(store, "put_blob", overtaken)
     await mine.share()
-    blob = await store.get_blob("drafts/m/adaptive", tenant="a")
+    blob = await store.get_blob(key(replicas), tenant="a")
     assert blob is not None
     assert not blob.data
     monkeypatch.undo()
     await mine.share()  # nothing was taught since
-    blob = await store.get_blob("drafts/m/adaptive", tenant="a")
+    blob = await store.get_blob(key(replicas), tenant="a")
     assert blob is not None
     assert blob.data
 
@@ -160,10 +165,10 @@ async def test_lessons_that_cannot_be_read_are_replaced(
 ) -> None:
     store = MemoryStore()
     (mine, _), _ = sharings(replicas, store)
-    await store.put_blob("drafts/m/adaptive", old, tenant="a")
+    await store.put_blob(key(replicas), old, tenant="a")
     await accepted(replicas[0], "a")
     await mine.share()
-    blob = await store.get_blob("drafts/m/adaptive", tenant="a")
+    blob = await store.get_blob(key(replicas), tenant="a")
     assert blob is not None
     assert blob.data != old
 
@@ -183,4 +188,20 @@ async def test_a_drafter_that_breaks_costs_its_own_lessons(
     engine._runtime.worker.drafting.taught.add(Taught("ngram", "a"))
     await mine.share()
     assert "by 'adaptive' are not shared" in caplog.text
-    assert await store.get_blob("drafts/m/ngram", tenant="a") is not None
+    assert await store.get_blob(key(replicas, "ngram"), tenant="a") is not None
+
+
+async def test_a_model_of_another_tokenizer_shares_nothing(
+    replicas: list[EmbeddedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = MemoryStore()
+    (mine, theirs), _ = sharings(replicas, store)
+    other = replicas[1]
+    monkeypatch.setattr(other, "info", replace(other.info, tokenizer_hash="of another tokenizer"))
+    for engine in replicas:
+        await accepted(engine, "a")
+    await mine.share()
+    blob = await store.get_blob(key(replicas), tenant="a")
+    await theirs.share()
+    assert await store.get_blob(key(replicas), tenant="a") == blob
+    assert await store.get_blob(key([other]), tenant="a") is not None

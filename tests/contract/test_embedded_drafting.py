@@ -283,6 +283,39 @@ async def test_a_drafter_that_fails_costs_no_answer(
         await engine.aclose()
 
 
+@pytest.mark.parametrize(
+    "tree",
+    [
+        TokenTree((3, 300_000), (-1, 0), (-0.1, -0.2)),
+        TokenTree((-1,), (-1,), (-0.1,)),
+        TokenTree((3, 4), (-1, 5), (-0.1, -0.2)),
+        TokenTree((3,), (-1,), (float("nan"),)),
+        TokenTree((3,), (-1,), (1000.0,)),
+    ],
+    ids=["too large", "below 0", "no such parent", "no number", "overflow"],
+)
+async def test_a_draft_that_no_step_can_hold_fails_nobodys_batch(
+    directory: Path, caplog: pytest.LogCaptureFixture, tree: TokenTree
+) -> None:
+    class Strange(Knows):
+        def propose(
+            self, context: Sequence[int], budget_nodes: int, *, run: str, tenant: str
+        ) -> TokenTree:
+            return tree
+
+    engine = eager(directory)
+    try:
+        plain = await answers(engine, HOWS["drawn"])
+        engine._drafters._made["ngram"] = Strange([], (), 300, random.Random(0))
+        drafted = await answers(engine, replace(HOWS["drawn"], drafter="ngram"))
+        assert [said(one) for one in drafted] == [said(one) for one in plain]
+        assert all(one.drafted == 0 for one in drafted)
+        assert caplog.text.count("drafter 'ngram' failed") == len(drafted)
+        assert engine.stats().pages_claimed == 0
+    finally:
+        await engine.aclose()
+
+
 async def test_unknown_drafters_and_wrong_tables_are_refused(
     directory: Path, tmp_path: Path
 ) -> None:
