@@ -159,16 +159,18 @@ class RewardRow(Protocol):
 
 @runtime_checkable
 class RewardRows(RewardRow, Protocol):
-    """A row that can ask others of its judge together with itself."""
+    """A row that can ask others of its judge together with itself, beside the event loop."""
 
-    def at_each(self, rows: Sequence[RewardRow], ids: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def at_each(
+        self, rows: Sequence[RewardRow], ids: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
         """`at` of each of `rows`, all of one `next_rewards`, for its own ids."""
 
 
-def rewards_at(rows: Sequence[RewardRow], ids: Sequence[Sequence[int]]) -> list[list[float]]:
+async def rewards_at(rows: Sequence[RewardRow], ids: Sequence[Sequence[int]]) -> list[list[float]]:
     """`RewardRow.at` of each row for its own ids, all together where the rows can."""
     if rows and isinstance(rows[0], RewardRows):
-        return rows[0].at_each(rows, ids)
+        return await rows[0].at_each(rows, ids)
     return [row.at(one) for row, one in zip(rows, ids, strict=True)]
 
 

@@ -18,7 +18,7 @@ async def next_rewards_are_gathered(trial: Trial) -> None:
     rows = await judge.next_rewards([*claims, root])
     require(len(rows) == len(claims) + 1, f"{len(rows)} rows of {len(claims) + 1} claims")
     asked = [ids[at % len(ids) :] for at in range(len(rows))]
-    together = rewards_at(rows, asked)
+    together = await rewards_at(rows, asked)
     require(len(together) == len(rows), f"{len(together)} lists of rewards of {len(rows)} rows")
     for row, one, values in zip(rows, asked, together, strict=True):
         require(near(row.at(one), values), "a reward depends on what else is asked for")

@@ -41,6 +41,7 @@ from reward_models.base import (
     RewardRow,
     RewardStats,
     Score,
+    rewards_at,
 )
 from reward_models.checkpoint import closed_on_error
 from reward_models.errors import RewardLoadError, RewardUnavailable
@@ -146,8 +147,11 @@ class MultifurcationJudge:
         pages = [one.claim.pages if isinstance(one.claim, RowClaim) else None for one in batch]
         wanted = {one.key: claim for one, claim in zip(drawn, pages, strict=True) if one}
         rows, computed = await self._read(wanted)
+        known = [one for one in drawn if one]
+        found = await rewards_at([rows[one.key] for one in known], [(one.last,) for one in known])
+        values = iter(found)
         return [
-            Score(rows[one.key].at([one.last])[0], tokens_computed=computed.pop(one.key, 0))
+            Score(next(values)[0], tokens_computed=computed.pop(one.key, 0))
             if one
             else Score(math.nan)
             for one in drawn

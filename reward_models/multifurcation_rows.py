@@ -7,8 +7,10 @@ they are asked for.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate, chain, pairwise
 from typing import Final
 
@@ -17,6 +19,7 @@ import torch
 
 from engines.base import TokenIds
 from engines.embedded.claims import PageClaim
+from engines.embedded.compute import compute_thread
 from reward_models.base import UNSEEN, RewardRow
 
 _GATHERED: Final = 8192
@@ -36,6 +39,7 @@ class RewardHead:
         self._weight = weight
         self._bias = bias
         self._unseen = unseen
+        self._compute = compute_thread(weight.device.type)
 
     @torch.inference_mode()
     def rewards(
@@ -65,6 +69,13 @@ class RewardHead:
         found: list[float] = values.masked_fill(self._unseen[at] | beyond, UNSEEN).tolist()
         return [found[start:end] for start, end in pairwise((0, *ends))]
 
+    async def rewards_soon(
+        self, hidden: Sequence[torch.Tensor], ids: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
+        """`rewards`, on the one thread that runs tensors: large gathers are parallel regions."""
+        gather = partial(self.rewards, hidden, ids)
+        return await asyncio.wrap_future(self._compute.call_soon(gather))
+
 
 class HiddenRow:
     """Rewards of every next token, computed for those that are asked for.
@@ -79,10 +90,14 @@ class HiddenRow:
         self._hidden = hidden
 
     def at(self, ids: Sequence[int]) -> list[float]:
-        """See `RewardRow.at`."""
-        return self.at_each([self], [ids])[0]
+        """See `RewardRow.at`; computed by the caller's own thread, so for a few ids."""
+        if self._hidden is None:
+            return [math.nan] * len(ids)
+        return self._head.rewards([self._hidden], [ids])[0]
 
-    def at_each(self, rows: Sequence[RewardRow], ids: Sequence[Sequence[int]]) -> list[list[float]]:
+    async def at_each(
+        self, rows: Sequence[RewardRow], ids: Sequence[Sequence[int]]
+    ) -> list[list[float]]:
         """See `RewardRows.at_each`."""
         found = [[math.nan] * len(one) for one in ids]
         known = [
@@ -92,7 +107,8 @@ class HiddenRow:
         ]
         if known:
             places = [at for at, _ in known]
-            rewards = self._head.rewards([one for _, one in known], [ids[at] for at in places])
+            asked = [ids[at] for at in places]
+            rewards = await self._head.rewards_soon([one for _, one in known], asked)
             for at, values in zip(places, rewards, strict=True):
                 found[at] = values
         return found

@@ -59,7 +59,11 @@ class ComputeThread:
         """Run `function` on the thread and wait for what it returns or raises."""
         if threading.current_thread() is self._thread:
             return function()
-        return self._enqueue(self._calls, function).result()
+        return self.call_soon(function).result()
+
+    def call_soon(self, function: Callable[[], T]) -> Future[T]:
+        """Run `function` on the thread before anybody's next step."""
+        return self._enqueue(self._calls, function)
 
     def call_when_idle(self, function: Callable[[], T]) -> Future[T]:
         """Run `function` on the thread once no member has anything to do."""

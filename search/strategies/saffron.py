@@ -153,7 +153,8 @@ class Saffron:
             if one.finish is not None
         ]
         tokens = [one for one, _ in looks]
-        rewards = rewards_at([row for _, row in looks], [one.ids for one in tokens])
+        async with search.budget.in_time():
+            rewards = await rewards_at([row for _, row in looks], [one.ids for one in tokens])
         least = least_of(rewards, width)
         for at, proposed, worth in zip(live, tokens, rewards, strict=True):
             choices += choices_of(at, proposed, worth, least)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections.abc import AsyncIterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from engines.base import ChatMessage, Health, TokenIds
+from engines.embedded.compute import compute_thread
 from engines.embedded.config import read_config
 from engines.embedded.tokenizer import ChatTokenizer
 from reward_models.base import (
@@ -22,6 +25,7 @@ from reward_models.base import (
     Claim,
     MultifurcationRewardModel,
     asked_of,
+    rewards_at,
 )
 from reward_models.errors import RewardUnavailable
 from reward_models.multifurcation import Dialogue, MultifurcationJudge, open_judge
@@ -112,6 +116,47 @@ def test_rewards_are_raw_for_a_softmax_would_choose_another() -> None:
 def test_a_row_knows_the_unseen_and_exempts_the_end() -> None:
     assert row_of(M1).at([5, 4, 5, 6, 1000]) == [6.0, UNSEEN, 6.0, UNSEEN, UNSEEN]
     assert row_of(M1).at([]) == []
+
+
+async def test_rewards_asked_together_and_scores_are_computed_where_all_tensors_are(
+    judge: MultifurcationJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large gather is a parallel region: on the event loop's thread, a second OpenMP team."""
+    threads, rewards = [], RewardHead.rewards
+
+    def noting(*args: Any) -> list[list[float]]:
+        threads.append(threading.current_thread())
+        return rewards(*args)
+
+    monkeypatch.setattr(RewardHead, "rewards", noting)
+    root = await judge.open(MESSAGES)
+    claims = [root, root.extend((20,)), root.extend((10**6,))]
+    rows, ids = await judge.next_rewards(claims), [(4, 5, 6), (), (7,)]
+    first, nothing, unread = await rewards_at(rows, ids)
+    assert first == rows[0].at(ids[0])
+    assert nothing == []
+    assert math.isnan(unread[0])
+    await judge.score([Candidate(MESSAGES, "", (20, 21), (), root)])
+    here = threading.current_thread()
+    thread = compute_thread("cpu").call(threading.current_thread)
+    assert threads == [thread, here, thread]
+    for one in claims:
+        one.release()
+
+
+async def test_whoever_stops_waiting_for_rewards_computes_none() -> None:
+    row, done = row_of(M1), threading.Event()
+    busy = compute_thread("cpu").call_soon(done.wait)
+    task = asyncio.create_task(rewards_at([row], [(1,)]))
+    await asyncio.sleep(0)
+    later = asyncio.create_task(rewards_at([row], [(2,)]))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    done.set()
+    assert await later == [[M1[2]]]
+    assert busy.result()
 
 
 async def test_rewards_are_those_computed_by_hand(model: Path, judge: MultifurcationJudge) -> None:
