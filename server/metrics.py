@@ -86,6 +86,9 @@ class Metrics:
         self.accepted_tokens = self._counter(
             "accepted_tokens", "Generated tokens that were drafted", per_strategy
         )
+        self.draft_steps = self._counter(
+            "draft_steps", "Decode steps of branches of requests with a drafter", per_strategy
+        )
         self.reward_calls = self._counter("reward_calls", "Judgements", per_strategy)
         self.reward_tokens = self._counter("reward_tokens", "Tokens judged", per_strategy)
         self.cache = self._counter("response_cache", "Look-ups in the response cache", ["result"])
@@ -97,6 +100,10 @@ class Metrics:
         """Add what a run has spent; of one that gave no answer every generated token is wasted."""
         spent = run.budget.spent
         wasted_tokens = spent.wasted_tokens if is_answered else spent.generated_tokens
+        has_drafter = run.request.sampling.drafter is not None or spent.drafted_tokens > 0
+        # a step says one token beside those accepted, as `bough.drafts` has it
+        steps = max(0, spent.generated_tokens - spent.accepted_tokens)
+        draft_steps = steps if has_drafter else 0
         for counter, amount in (
             (self.prompt_tokens, run.tree.prompt_tokens),
             (self.generated_tokens, spent.generated_tokens),
@@ -106,6 +113,7 @@ class Metrics:
             (self.nfe, spent.nfe),
             (self.drafted_tokens, spent.drafted_tokens),
             (self.accepted_tokens, spent.accepted_tokens),
+            (self.draft_steps, draft_steps),
             (self.reward_calls, spent.reward_calls),
             (self.reward_tokens, spent.reward_tokens),
         ):

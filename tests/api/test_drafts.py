@@ -136,3 +136,23 @@ async def test_echo_drafts_what_it_echoes(client: httpx.AsyncClient) -> None:
     assert drafts["accepted"] > 5
     steps = got["bough"]["spent"]["generated_tokens"] - drafts["accepted"]
     assert drafts["accepted_per_step"] == pytest.approx(drafts["accepted"] / steps)
+
+
+async def test_accepted_tokens_by_draft_steps_are_the_mean(client: httpx.AsyncClient) -> None:
+    undrafted = await reply(client, body("abcabcabcabc"))
+    assert undrafted["bough"]["spent"]["generated_tokens"] > 1
+    got = [
+        await reply(client, body(text, bough={"drafter": "ngram"}))
+        for text in ("abcabcabcabcabcabcabc", "no draft")
+    ]
+    accepted = sum(one["bough"]["drafts"]["accepted"] for one in got)
+    generated = sum(one["bough"]["spent"]["generated_tokens"] for one in got)
+    lines = (await client.get("/metrics")).text.splitlines()
+    seen = {
+        line.partition("{")[0]: float(line.split()[-1])
+        for line in lines
+        if '{strategy="single"}' in line
+    }
+    assert accepted > 5
+    assert seen["bough_accepted_tokens_total"] == accepted
+    assert seen["bough_draft_steps_total"] == generated - accepted
