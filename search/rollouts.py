@@ -236,21 +236,25 @@ class Rollouts:
         for flight in flights:
             flight.hold.settle()  # nothing else can take it before the jobs reserve it themselves
         self._planned = 0
-        for level in range(len(self.levels)):
-            here = [one for one in flights if one.level == level]
-            children = await self.search.denoise(
-                [
-                    (one.branches[-1], self.chain.job(one.branches[-1], self._stop(level)))
-                    for one in here
-                ]
-            )
-            for flight, child in zip(here, children, strict=False):
-                flight.branches.append(child)
-        ended = [one for one in flights if one.level == len(self.levels)]
-        rewards = await self._judge([one.branches[-1] for one in ended])
-        found = dict(zip(map(id, ended), rewards, strict=True))
-        for flight in flights:
-            self._land(flight, found.get(id(flight), math.nan))
+        found = dict[int, float]()
+        try:
+            for level in range(len(self.levels)):
+                await self._denoise([one for one in flights if one.level == level], level)
+            ended = [one for one in flights if one.level == len(self.levels)]
+            rewards = await self._judge([one.branches[-1] for one in ended])
+            found = dict(zip(map(id, ended), rewards, strict=True))
+        finally:  # a round that fails or is cancelled leaves nothing in flight
+            for flight in flights:
+                self._land(flight, found.get(id(flight), math.nan))
+
+    async def _denoise(self, flights: Sequence[_Flight], level: int) -> None:
+        jobs = [
+            (one.branches[-1], self.chain.job(one.branches[-1], self._stop(level)))
+            for one in flights
+        ]
+        children = await self.search.denoise(jobs)
+        for flight, child in zip(flights, children, strict=False):
+            flight.branches.append(child)
 
     def _stop(self, level: int) -> int:
         """The step at which the level below begins."""

@@ -173,8 +173,10 @@ async def grown(
         return rollouts
     shelf = TreeShelf(search, rollouts)
     await shelf.load()
-    await rollouts.grow()
-    await shelf.save()
+    try:
+        await rollouts.grow()
+    finally:  # what landed was paid for: the next request has it even where this one fails
+        await shelf.save()
     return rollouts
 
 

@@ -7,21 +7,26 @@ business. A store that does not answer costs the reuse, never the run.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from search.chains import Chain, Restored
 from search.diffusion_tree import revalue
 from search.kept_trees import TTL_S, merged, packed, unpacked
 from search.rollouts import Rollouts
 from search.search import Search
+from stores.base import Store
 from stores.errors import StoreUnavailable, ValueTooLarge
 from stores.merging import merge_blob
 
 log = logging.getLogger("bough.search")
+
+SAVE_S: Final = 5.0
+"""The longest that storing a tree takes; a run that is cancelled ends that much later at most."""
 
 
 class TreeShelf:
@@ -70,26 +75,33 @@ class TreeShelf:
         rollouts.adopt(kept.root, dict(zip(nodes, branches, strict=True)))
 
     async def save(self) -> None:
-        """Store the tree as it is now, with what others stored in the meantime."""
-        search, rollouts = self._search, self._rollouts
-        if search.store is None or not rollouts.landed:
+        """Store the tree as it is now, with what others stored in the meantime.
+
+        What is begun is ended within `SAVE_S`, also where the run is cancelled in the middle of it.
+        """
+        if self._search.store is None or not self._rollouts.landed:
             return
+        await asyncio.shield(asyncio.create_task(self._save(self._search.store)))
+
+    async def _save(self, store: Store) -> None:
+        search, rollouts = self._search, self._rollouts
         data = packed(rollouts.root)
 
         def with_ours(theirs: bytes) -> bytes:
             return merged(theirs, rollouts.landed, rollouts.rules) or data
 
         try:
-            is_written = await merge_blob(
-                search.store,
-                self._key,
-                data,
-                tenant=search.tenant,
-                version=self._version,
-                merged=with_ours,
-                ttl_s=TTL_S,
-            )
-        except (StoreUnavailable, ValueTooLarge) as err:
+            async with asyncio.timeout(SAVE_S):
+                is_written = await merge_blob(
+                    store,
+                    self._key,
+                    data,
+                    tenant=search.tenant,
+                    version=self._version,
+                    merged=with_ours,
+                    ttl_s=TTL_S,
+                )
+        except (StoreUnavailable, ValueTooLarge, TimeoutError) as err:
             self._without(err)
             return
         if not is_written:
@@ -97,7 +109,7 @@ class TreeShelf:
 
     def _without(self, err: Exception) -> None:
         self._search.did_without("trees")
-        log.warning("the store of trees failed and was done without: %s", err)
+        log.warning("the store of trees failed and was done without: %r", err)
 
 
 def key_of(search: Search, chain: Chain, levels: tuple[int, ...], aggregate: str | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from engines.base import Sampling
+from engines.errors import EngineClosed
 from search.diffusion_tree import (
     Node,
     Rules,
@@ -341,6 +342,109 @@ async def test_a_store_that_is_away_costs_the_reuse_only() -> None:
     assert result.answers[0].content
     assert result.tree.reused_nodes == 0
     assert run.store_errors == ["trees", "trees"]
+
+
+class Halt(asyncio.Event):
+    """Says when somebody waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_reached = asyncio.Event()
+
+    async def wait(self) -> Any:
+        self.is_reached.set()
+        return await super().wait()
+
+
+class Stopping(Bench):
+    """Comes to a halt in front of the second round."""
+
+    def __init__(self, store: MemoryStore | None = None) -> None:
+        super().__init__(store)
+        self.halt = Halt()
+        value = self.judge.value
+
+        def valued(text: str) -> float:
+            self.engine.denoiser.gate = self.halt
+            return value(text)
+
+        self.judge.value = valued
+
+
+class Breaking(Halt):
+    """The model breaks instead of going on."""
+
+    async def wait(self) -> Any:
+        raise EngineClosed("broke")
+
+
+async def test_a_cancelled_run_leaves_what_landed() -> None:
+    bench = Stopping()
+    run = bench.run()
+    task = asyncio.create_task(run.result())
+    await bench.halt.is_reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    bench.halt.set()
+    again = await bench.ask(drawn=12)
+    assert again.tree.reused_nodes > 0
+    assert 0 < again.tree.reused_nfe < run.budget.spent.nfe
+
+
+async def test_a_run_that_fails_leaves_what_landed() -> None:
+    bench = Stopping()
+    bench.halt = Breaking()
+    with pytest.raises(EngineClosed, match="broke"):
+        await bench.ask()
+    bench.halt = Halt()
+    bench.halt.set()
+    bench.engine.denoiser.gate = None
+    assert (await bench.ask(drawn=12)).tree.reused_nodes > 0
+
+
+async def test_a_store_that_is_away_hides_no_failure() -> None:
+    bench = Stopping(Away())
+    bench.halt = Breaking()
+    run = bench.run()
+    with pytest.raises(EngineClosed, match="broke"):
+        await run.result()
+    assert run.store_errors == ["trees", "trees"]
+
+
+class Slow(MemoryStore):
+    """Writes when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.told = asyncio.Event(), asyncio.Event()
+
+    async def put_blob(self, key: str, data: bytes, **more: Any) -> Any:
+        self.asked.set()
+        await self.told.wait()
+        return await super().put_blob(key, data, **more)
+
+
+async def test_storing_that_is_begun_is_ended() -> None:
+    """Whoever cancels in the middle of it does not wait for it, and it is stored all the same."""
+    store = Slow()
+    bench = Bench(store)
+    task = asyncio.create_task(bench.ask())
+    await store.asked.wait()
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait([task])
+    assert task.cancelled()
+    store.told.set()
+    assert (await bench.ask(drawn=12)).tree.reused_nodes > 0
+
+
+async def test_a_store_that_never_writes_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.tree_shelf.SAVE_S", 0.01)
+    run = Bench(Slow()).run()
+    assert (await run.result()).answers[0].content
+    assert run.store_errors == ["trees"]
 
 
 async def test_what_cannot_be_paid_any_more_is_still_answered() -> None:
