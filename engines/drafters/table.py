@@ -132,8 +132,8 @@ def count(
             counts[single(text[at - 1]), text[at]] += 1
             if at > 1:
                 counts[pair(text[at - 2], text[at - 1]), text[at]] += 1
-        if len(counts) > max_counts:
-            counts = Counter(dict(counts.most_common(max_counts // 2)))
+            if len(counts) > max_counts:
+                counts = Counter(dict(counts.most_common(max_counts // 2)))
     rows: dict[int, list[tuple[int, int]]] = {}
     for (key, token), seen in counts.items():
         rows.setdefault(key, []).append((seen, token))

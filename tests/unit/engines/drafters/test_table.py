@@ -28,7 +28,9 @@ def test_rows_and_successors_are_bounded() -> None:
     assert len(count(DOCUMENTS, max_rows=2)) == 2
     assert count(DOCUMENTS, row_cap=1).row(pair(5, 7)) == pytest.approx({9: 0.75})
     texts = [(i, i + 1, i + 2) for i in range(50)]
-    assert len(count(texts, max_counts=20)) <= 23
+    assert len(count(texts, max_counts=20)) <= 20
+    whole = [token for text in texts for token in text]
+    assert len(count([whole], max_counts=20)) <= 20  # counts are dropped within a document too
 
 
 @pytest.mark.parametrize("documents", [DOCUMENTS, ()])
