@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from engines.drafters import table as tables
 from engines.drafters.adaptive import open_drafter
 from engines.drafters.errors import DrafterError
 from engines.drafters.rows import pair, single
@@ -29,8 +31,19 @@ def test_rows_and_successors_are_bounded() -> None:
     assert count(DOCUMENTS, row_cap=1).row(pair(5, 7)) == pytest.approx({9: 0.75})
     texts = [(i, i + 1, i + 2) for i in range(50)]
     assert len(count(texts, max_counts=20)) <= 20
-    whole = [token for text in texts for token in text]
-    assert len(count([whole], max_counts=20)) <= 20  # counts are dropped within a document too
+
+
+def test_counts_are_bounded_within_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [0]
+
+    class Watched(Counter[tuple[int, int]]):
+        def __setitem__(self, key: tuple[int, int], seen: int) -> None:
+            super().__setitem__(key, seen)
+            held[0] = max(held[0], len(self))
+
+    monkeypatch.setattr(tables, "Counter", Watched)
+    count([range(500)], max_counts=20)
+    assert 20 < held[0] <= 22  # a token adds two counts
 
 
 @pytest.mark.parametrize("documents", [DOCUMENTS, ()])
