@@ -2,10 +2,11 @@
 
 The emitted tokens are exactly those that plain decoding would emit with the same draws, whatever
 was drafted. That needs three things of the caller: a node's distribution is the final one (after
-temperature, truncation, penalties and grammar, all read on that node's own path); the draws of two
-depths are independent; the tree was made before any of them. Draws at different nodes of the same
-depth may share one uniform number, since only one of them is ever looked at: an engine may draw
-for every node at once and call `walk` afterwards.
+temperature, truncation, penalties and, where there is one, grammar, all read on that node's own
+path); the draws of two depths are independent; the tree was made before any of them. Draws at
+different nodes of the same depth may share one uniform number, since only one of them is ever
+looked at: an engine may draw for every node at once and call `walk` afterwards. The embedded engine
+does, and refuses grammars; vLLM verifies chains by its own code, grammars included.
 
 Source: the corrected algorithm for Liu et al. 2024 (arXiv 2407.12021); speculative sampling with
 a one-hot draft. `published_walk` is the published acceptance rule, which is not lossless.
