@@ -123,7 +123,7 @@ async def _size(
     answers: dict[str, list[str]] = {}
     count = bench.at_most(_PROBLEMS)
     for offset in range(_SEEDS[size]):
-        lab = _lab(bench, saplings, bench.seed + offset, size)
+        lab = _lab(bench, saplings, bench.seed + offset)
         drawn = max(size, largest) if offset == 0 else size
         plain = await lab.run(Contender("best_of_n", drawn), range(count))
         if plain is None:
@@ -166,11 +166,10 @@ def _particles(size: int) -> Contender:
     return Contender("fk_steering", size // 3)
 
 
-def _lab(bench: Bench, saplings: Saplings, seed: int, size: int) -> Lab:
+def _lab(bench: Bench, saplings: Saplings, seed: int) -> Lab:
+    """Of both sizes: what one has drawn is there for the other."""
     source = mixed(seed, "test")
-    return Lab(
-        bench, saplings, "test", name=f"diffusion{size}", source=source, seed=seed, probe=probe
-    )
+    return Lab(bench, saplings, "test", name="diffusion", source=source, seed=seed, probe=probe)
 
 
 def probe(question: Question, result: Result, tree: SearchTree) -> dict[str, Any]:
