@@ -39,7 +39,9 @@ def nucleus(listed: NextTokens, top_p: float, banned: Collection[int]) -> NextTo
     """The likeliest tokens that hold `top_p` of the probability of all that are not banned.
 
     A token belongs to it while those in front of it hold less; there is always one where any token
-    is allowed. Banned tokens that are not listed count as nothing.
+    is allowed. A banned token that is not listed counts as nothing: it is less likely than all that
+    are, and its probability would cost another forward pass. So for each of them there may be one
+    token too many at the end, and never one too few.
 
     Args:
         listed: The likeliest tokens, likeliest first.

@@ -9,6 +9,7 @@ D head width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from engines.embedded.weights import Tensors
 from reward_models.base import UNSEEN
 
 _DECIMALS: Final = 5
+_SLACK: Final = 1e-5  # of a mass: what float32 loses is no reason to list more
+_MOST: Final = 0.99  # where what is not allowed holds more than this, all tokens are listed
 
 
 class NextLogits(Protocol):
@@ -80,25 +83,14 @@ def search(
     ties go to place and token id. Rewards are rounded to 1e-5, as everything that is ranked here.
     """
     beam: list[TokenIds] = [()]
-    banned = torch.tensor(sorted(knobs.banned))
+    is_banned = torch.zeros_like(head.unseen)
+    is_banned[sorted(knobs.banned)] = True
     for _ in range(knobs.new_tokens):
         logits = policy([prompt + answer for answer in beam])  # (B, V)
         values = rewards([reward_prompt + answer for answer in beam]) + head.bias  # (B, V)
         values = values.masked_fill(head.unseen, UNSEEN)
-        shares = logits.softmax(-1)
-        order = shares.sort(dim=-1, descending=True, stable=True)
-        is_listed = (order.values.cumsum(-1) - order.values < knobs.top_p).gather(
-            1, order.indices.argsort(-1)
-        )
-        # A banned token's share is the others' where it is in the nucleus, as with ours.
-        is_shared = (is_listed[:, banned]).any(-1)
-        shares[:, banned] = 0.0
-        limits = knobs.top_p * torch.where(is_shared, shares.sum(-1), 1.0)
-        likeliest = shares.sort(dim=-1, descending=True, stable=True)
-        before = likeliest.values.cumsum(-1) - likeliest.values
         choices = []
-        for place in range(len(beam)):
-            ids = likeliest.indices[place][before[place] < limits[place]]
+        for place, ids in enumerate(nuclei(logits.softmax(-1), knobs.top_p, is_banned)):
             worth = values[place][ids].double()
             allowed = worth > UNSEEN
             if not bool(allowed.any()):  # all of it forbidden: the likeliest, behind the others
@@ -108,6 +100,39 @@ def search(
         choices.sort()
         beam = [(*beam[place], token) for _, place, token in choices[: knobs.width]]
     return beam[0]
+
+
+def nuclei(shares: Tensor, top_p: float, is_banned: Tensor) -> list[Tensor]:
+    """Of each row the tokens that hold `top_p` of what is allowed, likeliest first.
+
+    Tokens are listed until they hold `top_p`, and further where that takes more because some of
+    them are banned. The mass of those is the others'; what is banned and not listed counts as
+    nothing, as with ours.
+
+    Args:
+        shares: (B, V) probabilities.
+        top_p: In 0..1.
+        is_banned: (V,) bool.
+    """
+    order = shares.sort(dim=-1, descending=True, stable=True)
+    values, is_out = order.values.double(), is_banned[order.indices]
+    before = values.cumsum(-1) - values
+    allowed = values.masked_fill(is_out, 0.0)
+    mass = values.new_full((len(shares), 1), top_p)
+    while True:
+        is_listed = before < mass
+        taken = (values * (is_listed & is_out)).sum(-1, keepdim=True)
+        is_most = taken > _MOST
+        rest = torch.where(is_most, allowed.sum(-1, keepdim=True), 1.0 - taken)
+        held = (allowed * is_listed).sum(-1, keepdim=True)
+        is_short = is_most | (held < (top_p - _SLACK) * rest)
+        is_short &= ~is_listed.all(-1, keepdim=True)
+        if not bool(is_short.any()):
+            break
+        more = torch.where(is_most, math.inf, top_p + taken * (1.0 - top_p))
+        mass = torch.where(is_short, more, mass)
+    is_in = is_listed & ~is_out & (allowed.cumsum(-1) - allowed < top_p * rest)
+    return [ids[one] for ids, one in zip(order.indices, is_in, strict=True)]
 
 
 class Recompute:

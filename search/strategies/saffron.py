@@ -77,7 +77,8 @@ class Saffron:
     the others is arbitrary: here every answer keeps the reward of its last token, and finished and
     live ones are ranked by it, ties by place and token id. An answer whose whole nucleus is
     forbidden goes on with the likeliest token, ranked last. Answers may end at once
-    (`min_new_tokens` is 16 in the paper).
+    (`min_new_tokens` is 16 in the paper). A banned token less likely than all that the engine lists
+    is taken for impossible where the rest is normalised (`search.nucleus.nucleus`).
     """
 
     params: SaffronParams

@@ -77,6 +77,32 @@ def test_the_nucleus_of_what_is_not_banned() -> None:
     assert of(listed(policy), 0.7, frozenset({1})) == (3, 0, 4)
 
 
+def test_what_is_banned_and_not_listed_counts_as_nothing() -> None:
+    """The end has 0.17 and is not among the three that hold 0.7: without it, two would do."""
+    policy, end = (0.40, 0.24, 0.18, 0.17, 0.01), frozenset({3})
+    assert of(listed(policy, 3), 0.7, end) == (0, 1, 2)
+    assert of(listed(policy), 0.7, end) == (0, 1)
+
+
+def test_each_banned_token_not_listed_adds_one_token_at_most() -> None:
+    draw, added = random.Random(3), [0, 0, 0, 0]
+    for _ in range(2000):
+        weights = [draw.random() ** draw.choice((1, 4)) for _ in range(9)]
+        policy = tuple(one / sum(weights) for one in weights)
+        banned = frozenset(draw.sample(range(9), draw.randint(1, 3)))
+        top_p = draw.choice((0.3, 0.7, 0.95))
+        for size in range(1, 9):
+            some = nucleus(listed(policy, size), top_p, banned)
+            if some is None:
+                continue
+            right = of(listed(policy, 9), top_p, banned)
+            assert some.ids[: len(right)] == right
+            more = len(some.ids) - len(right)
+            assert more <= len(banned.difference(listed(policy, size).ids))
+            added[more] += 1
+    assert min(added[:2]) > 100
+
+
 @pytest.mark.parametrize("top_p", [0.2, 0.5, 0.8, 0.95])
 def test_too_few_tokens_are_asked_for_again_with_mass_enough(top_p: float) -> None:
     policy, banned = (0.10, 0.60, 0.05, 0.15, 0.06, 0.04), frozenset({1})
