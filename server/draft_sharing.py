@@ -70,29 +70,38 @@ class DraftSharing:
         self._owed: set[tuple[str, Taught]] = set()  # not written, though the engine thinks so
 
     async def run(self) -> None:
-        """Share until it is cancelled."""
+        """Share until it is cancelled; an engine that is never idle holds up no other."""
+        async with asyncio.TaskGroup() as engines:
+            for model_id in self._engines:
+                engines.create_task(self._keep_sharing(model_id))
+
+    async def _keep_sharing(self, model_id: str) -> None:
         while True:
             await asyncio.sleep(self._settings.share_s)
-            await self.share()
+            await self._share_of(model_id)
 
     async def share(self) -> None:
         """Exchange, once, all that was taught since the last time."""
-        for model_id, engine in self._engines.items():
-            if not isinstance(engine, SharesDrafts):
-                continue
-            tokenizer = engine.info.tokenizer_hash  # ids of another would mean other tokens
-            owed = (taught for of, taught in self._owed.copy() if of == model_id)
-            for taught in dict.fromkeys((*engine.taught(), *owed)):
-                self._owed.add((model_id, taught))
-                try:
-                    await self._exchange(model_id, tokenizer, engine, taught)
-                except (StoreUnavailable, ValueTooLarge) as err:
-                    self._metrics.store_errors.labels("drafts").inc()
-                    log.warning("drafts of %s are not shared: %s", model_id, err)
-                except EngineClosed:
-                    break
-                except Exception:  # drafters are plugins: a fault of one costs its own lessons
-                    log.exception("drafts of %s by %r are not shared", model_id, taught.drafter)
+        for model_id in self._engines:
+            await self._share_of(model_id)
+
+    async def _share_of(self, model_id: str) -> None:
+        engine = self._engines[model_id]
+        if not isinstance(engine, SharesDrafts):
+            return
+        tokenizer = engine.info.tokenizer_hash  # ids of another would mean other tokens
+        owed = (taught for of, taught in self._owed.copy() if of == model_id)
+        for taught in dict.fromkeys((*engine.taught(), *owed)):
+            self._owed.add((model_id, taught))
+            try:
+                await self._exchange(model_id, tokenizer, engine, taught)
+            except (StoreUnavailable, ValueTooLarge) as err:
+                self._metrics.store_errors.labels("drafts").inc()
+                log.warning("drafts of %s are not shared: %s", model_id, err)
+            except EngineClosed:
+                break
+            except Exception:  # drafters are plugins: a fault of one costs its own lessons
+                log.exception("drafts of %s by %r are not shared", model_id, taught.drafter)
 
     async def _exchange(
         self, model_id: str, tokenizer: str, engine: SharesDrafts, taught: Taught

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import zlib
 from collections.abc import AsyncIterator, Sequence
@@ -189,6 +190,37 @@ async def test_a_drafter_that_breaks_costs_its_own_lessons(
     await mine.share()
     assert "by 'adaptive' are not shared" in caplog.text
     assert await store.get_blob(key(replicas, "ngram"), tenant="a") is not None
+
+
+async def test_an_engine_that_is_never_idle_holds_up_no_other(
+    replicas: list[EmbeddedEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never, twice = asyncio.Event(), asyncio.Event()
+    busy, free = replicas
+    taught = Taught("adaptive", "a")
+    snapshots = 0
+
+    async def waits(of: Taught) -> bytes:
+        await never.wait()
+        return b""
+
+    async def counts(of: Taught) -> bytes:
+        nonlocal snapshots
+        snapshots += 1
+        if snapshots == 2:
+            twice.set()
+        return b""
+
+    for engine, snapshot in ((busy, waits), (free, counts)):
+        monkeypatch.setattr(engine, "taught", lambda: [taught])
+        monkeypatch.setattr(engine, "draft_snapshot", snapshot)
+    engines = {"busy": busy, "free": free}
+    settings = DraftSettings(share_s=0.001)
+    task = asyncio.create_task(DraftSharing(engines, MemoryStore(), settings, Metrics()).run())
+    await asyncio.wait_for(twice.wait(), 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 async def test_a_model_of_another_tokenizer_shares_nothing(
