@@ -18,7 +18,7 @@ from engines.base import TokenIds
 
 ITERATIONS: Final = 150
 PATH_LIMIT: Final = 4  # the root included
-KEPT_PATHS: Final = 24
+KEPT_PATHS: Final = 24  # the root included, the most visited of all, which drafts nothing
 C1: Final = 32.0
 C2: Final = 8.0
 
@@ -50,7 +50,7 @@ def drafted_paths(root: Pair, row: Row, rng: Random) -> list[TokenIds]:
     made: list[_Node] = []
     for _ in range(ITERATIONS):
         _iterate(top, row, rng, made)
-    kept = sorted(made, key=lambda node: -node.visits)[:KEPT_PATHS]
+    kept = sorted(made, key=lambda node: -node.visits)[: KEPT_PATHS - 1]
     paths: dict[TokenIds, None] = {}
     for node in kept:
         following = row(node.key)

@@ -64,6 +64,13 @@ def test_paths_are_at_most_four_tokens_and_follow_the_table() -> None:
         assert all(text[i + 2] in table[text[i], text[i + 1]] for i in range(len(path)))
 
 
+def test_the_root_is_one_of_the_24_paths_kept_and_drafts_nothing() -> None:
+    rows = {(0, 1): {token: 1.0 for token in range(2, 62)}}
+    paths = drafted_paths((0, 1), rows.get, Random(1))
+    assert len(paths) == 23
+    assert {len(path) for path in paths} == {1}
+
+
 def test_without_a_hit_one_fixed_token_is_guessed() -> None:
     drafter = ReferenceAded(vocab_size=1000)
     assert drafter.propose((1, 2), 8, run="r", tenant="t").tokens == (100,)
