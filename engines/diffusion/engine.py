@@ -117,11 +117,19 @@ class DiffusionEngine:
         tools: Sequence[Mapping[str, Any]] | None = None,
         continue_final: bool = False,
     ) -> Prompt:
-        """See `Engine.render`; without a chat template the one user message is the text itself."""
-        if not self._tokenizer.has_template:
-            return self._tokenizer.encode(_text_alone(messages))
-        text = self._tokenizer.render(messages, tools=tools, continue_final=continue_final)
-        return self._tokenizer.encode(text)
+        """See `Engine.render`; without a chat template the one user message is the text itself.
+
+        Raises:
+            MaskInPrompt: As `open` would, but before a stream has begun.
+        """
+        if self._tokenizer.has_template:
+            text = self._tokenizer.render(messages, tools=tools, continue_final=continue_final)
+        else:
+            text = _text_alone(messages)
+        prompt = self._tokenizer.encode(text)
+        if len(prompt) < self.info.context_tokens:  # one that is too long is refused by its size
+            self._denoiser.start(prompt, 1)
+        return prompt
 
     def encode(self, text: str) -> TokenIds:
         """See `Engine.encode`."""

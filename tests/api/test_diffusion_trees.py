@@ -121,6 +121,18 @@ async def test_bad_input(
     assert error["param"] == (param or "bough.params.branch_levels")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_masks_in_a_prompt_are_refused_before_a_stream_begins(
+    tmp_path: Path, stream: bool
+) -> None:
+    settings = diffusion_settings(write_tiny(tmp_path, "llada", mask_token_id=256))
+    messages = [{"role": "user", "content": "fill <|pad|> in"}]
+    async with serving(settings) as app, client_of(app) as client:
+        got = await client.post(CHAT, json={**asked("dts"), "messages": messages, "stream": stream})
+    assert got.status_code == 400
+    assert got.json()["error"]["param"] == "messages"
+
+
 async def test_the_strategies_are_listed_with_their_model(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/v1/strategies")).json()["data"]
     by_name = {one["name"]: one for one in listed}
