@@ -105,7 +105,7 @@ class Suffix(Learner):
         return pack(_KIND, {"nodes": shared.dump(_SHARED_NODES) if shared else []})
 
     def merge(self, data: bytes, *, tenant: str) -> None:
-        """Add another replica's counts."""
+        """Raise the tenant's counts to another replica's."""
         found = unpack(_KIND, data, "nodes")
         with reading(_KIND):
             nodes = read_nodes(found["nodes"])

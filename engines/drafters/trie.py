@@ -6,12 +6,15 @@ Node and match bounds make it a bounded stand-in for a suffix tree: strings up t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from engines.drafters.foreign import token_ids
 
 ReadNode: TypeAlias = tuple[int, int, int]
 """Place of the parent or -1, token, count."""
+
+_MOST_COUNTED: Final = 2**63
+"""No trie comes near it; counts beyond it could not be made floats any more."""
 
 
 class Node:
@@ -92,7 +95,11 @@ class SuffixTrie:
         return found
 
     def load(self, nodes: Sequence[ReadNode]) -> None:
-        """Add another trie's counts, as far as there is room."""
+        """Raise counts to another trie's where those are higher, as far as there is room.
+
+        Replicas exchange tries again and again: theirs holds what it had from here, so a sum would
+        count that once more each time.
+        """
         placed: dict[int, tuple[Node, int]] = {-1: (self._root, 0)}
         for place, (above, token, count) in enumerate(nodes):
             parent, depth = placed.get(above, (None, 0))
@@ -104,8 +111,9 @@ class SuffixTrie:
                     continue
                 child = parent.children[token] = Node()
                 self.num_nodes += 1
-            child.count += count
-            parent.total += count
+            gain = max(0, count - child.count)
+            child.count += gain
+            parent.total += gain
             placed[place] = (child, depth + 1)
 
 
@@ -133,7 +141,7 @@ class Generations:
         return self.young.dump(most)
 
     def load(self, nodes: Sequence[ReadNode]) -> None:
-        """Add what another's `dump` counted."""
+        """Raise counts to those of another's `dump`."""
         self.young.load(nodes)
 
 
@@ -145,5 +153,7 @@ def read_nodes(dumped: Sequence[Sequence[int]]) -> list[ReadNode]:
     """
     found = [(above, token, count) for above, token, count in dumped]
     for above, token, count in found:
-        token_ids((above + 1, token, count))
+        token_ids((above + 1, token))
+        if type(count) is not int or not 0 <= count < _MOST_COUNTED:
+            raise ValueError(f"{str(count)[:60]} is no count")
     return found
