@@ -154,6 +154,6 @@ def read_nodes(dumped: Sequence[Sequence[int]]) -> list[ReadNode]:
     found = [(above, token, count) for above, token, count in dumped]
     for above, token, count in found:
         token_ids((above + 1, token))
-        if type(count) is not int or not 0 <= count < _MOST_COUNTED:
+        if type(count) is not int or not 1 <= count < _MOST_COUNTED:
             raise ValueError(f"{str(count)[:60]} is no count")
     return found
