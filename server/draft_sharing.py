@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from engines.base import Engine
+from engines.drafters.errors import DrafterError
 from engines.drafters.sharing import SharesDrafts, Taught
-from engines.errors import EngineClosed, EngineError
+from engines.errors import EngineClosed
 from server.catalog import Catalog
 from server.metrics import Metrics
 from server.settings import DraftSettings, Settings
@@ -89,9 +90,16 @@ class DraftSharing:
         engine = self._engines[model_id]
         if not isinstance(engine, SharesDrafts):
             return
-        tokenizer = engine.info.tokenizer_hash  # ids of another would mean other tokens
         owed = (taught for of, taught in self._owed.copy() if of == model_id)
-        for taught in dict.fromkeys((*engine.taught(), *owed)):
+        try:
+            tokenizer = engine.info.tokenizer_hash  # ids of another would mean other tokens
+            all_taught = dict.fromkeys((*engine.taught(), *owed))
+        except EngineClosed:
+            return
+        except Exception:  # engines are plugins too: a fault of one costs its own lessons
+            log.exception("drafts of %s are not shared", model_id)
+            return
+        for taught in all_taught:
             self._owed.add((model_id, taught))
             try:
                 await self._exchange(model_id, tokenizer, engine, taught)
@@ -111,7 +119,7 @@ class DraftSharing:
         if blob is not None and self._read.get((model_id, taught)) != blob.version:
             try:
                 await engine.merge_drafts(taught, blob.data)
-            except (EngineError, ValueError, TypeError, LookupError) as err:
+            except (DrafterError, ValueError, TypeError, LookupError) as err:
                 # Of an older bough, as drafters or plugins say it; ours takes its place.
                 log.warning("stored drafts of %s cannot be read: %s", model_id, err)
         data = await engine.draft_snapshot(taught)

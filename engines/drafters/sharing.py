@@ -33,5 +33,6 @@ class SharesDrafts(Protocol):
         """Learn a replica's snapshot; waits until the engine is idle.
 
         Raises:
-            EngineError: Not a snapshot of this drafter.
+            DrafterError: Not a snapshot of this drafter.
+            EngineError: The engine is closed or failed.
         """

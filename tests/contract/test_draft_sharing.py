@@ -8,13 +8,16 @@ import zlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from engines.base import Continuation, Sampling
+from engines.drafters.errors import DrafterError
 from engines.drafters.sharing import Taught
 from engines.embedded.engine import EmbeddedEngine, open_engine
+from engines.errors import EngineClosed, EngineOverloaded, InvariantError
 from server.draft_sharing import DraftSharing
 from server.metrics import Metrics
 from server.settings import DraftSettings
@@ -237,3 +240,72 @@ async def test_a_model_of_another_tokenizer_shares_nothing(
     await theirs.share()
     assert await store.get_blob(key(replicas), tenant="a") == blob
     assert await store.get_blob(key([other]), tenant="a") is not None
+
+
+class Foreign:
+    """An engine of a plugin, which raises where it is told to; it learnt one thing."""
+
+    def __init__(self, fault: Exception, *, at: str) -> None:
+        self._fault = fault
+        self._at = at
+
+    def _pass(self, at: str) -> None:
+        if at == self._at:
+            raise self._fault
+
+    @property
+    def info(self) -> SimpleNamespace:
+        self._pass("info")
+        return SimpleNamespace(tokenizer_hash="h")
+
+    def taught(self) -> list[Taught]:
+        self._pass("taught")
+        return [Taught("ngram", "a")]
+
+    async def draft_snapshot(self, of: Taught) -> bytes:
+        return b"new"
+
+    async def merge_drafts(self, of: Taught, data: bytes) -> None:
+        self._pass("merge")
+
+
+@pytest.mark.parametrize("at", ["taught", "info"])
+async def test_an_engine_that_breaks_ends_sharing_for_no_other(
+    at: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    engines: Any = {
+        "broken": Foreign(RuntimeError("out of order"), at=at),
+        "closed": Foreign(EngineClosed("gone"), at=at),
+        "sound": Foreign(RuntimeError(), at=""),
+    }
+    store = MemoryStore()
+    await DraftSharing(engines, store, DraftSettings(), Metrics()).share()
+    blob = await store.get_blob("drafts/sound/h/ngram", tenant="a")
+    assert blob is not None
+    assert blob.data == b"new"
+    assert [record.getMessage() for record in caplog.records] == ["drafts of broken are not shared"]
+    assert "out of order" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fault", "left", "said"),
+    [
+        (DrafterError("of another form"), b"new", "cannot be read"),
+        (LookupError("no rows"), b"new", "cannot be read"),
+        (InvariantError("pages disagree"), b"old", "are not shared"),
+        (EngineOverloaded("m", 1), b"old", "are not shared"),
+    ],
+    ids=lambda one: type(one).__name__ if isinstance(one, Exception) else "",
+)
+async def test_only_lessons_that_cannot_be_read_are_replaced(
+    fault: Exception, left: bytes, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An engine that fails while it reads says nothing of what is stored."""
+    store = MemoryStore()
+    await store.put_blob("drafts/m/h/ngram", b"old", tenant="a")
+    engines: Any = {"m": Foreign(fault, at="merge")}
+    await DraftSharing(engines, store, DraftSettings(), Metrics()).share()
+    blob = await store.get_blob("drafts/m/h/ngram", tenant="a")
+    assert blob is not None
+    assert blob.data == left
+    assert said in caplog.text
