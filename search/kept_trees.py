@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import heapq
 import json
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from engines.base import TokenIds
 from search.diffusion_tree import Node, Rules, replay
@@ -83,6 +84,8 @@ def unpacked(data: bytes) -> Kept | None:
         root = Node(tuple(whole["text"]), 0, visits=whole["visits"], num_drawn=whole["drawn"])
         nodes = [root]
         for parent, new, visits, samples, drawn, nfe, reward in whole["nodes"]:
+            if reward is not None and not _is_reward(reward):
+                return None
             above = nodes[parent + 1]
             node = Node(
                 _changed(above.state, new),
@@ -98,8 +101,12 @@ def unpacked(data: bytes) -> Kept | None:
             above.children.append(node)
             nodes.append(node)
         return Kept(root, sum(node.nfe for node in nodes))
-    except (zlib.error, ValueError, KeyError, TypeError, IndexError):
+    except (zlib.error, ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
+
+
+def _is_reward(found: object) -> bool:
+    return type(found) in (int, float) and abs(cast("float", found)) <= sys.float_info.max
 
 
 def merged(theirs: bytes, landed: Sequence[Landed], rules: Rules) -> bytes | None:

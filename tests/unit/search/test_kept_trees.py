@@ -102,6 +102,23 @@ def test_there_and_back() -> None:
                 }
             ).encode()
         ),
+        zlib.compress(b"[" * 1_000_000),
+        *(
+            zlib.compress(
+                b'{"format": 2, "text": [1], "visits": 1, "drawn": 0,'
+                b'"nodes": [[-1, [0, 5], 1, 1, 0, 1, %s]]}' % reward
+            )
+            for reward in (
+                b'"0.5"',
+                b"[]",
+                b"{}",
+                b"true",
+                b"false",
+                b'""',
+                b"NaN",
+                b"1" + b"0" * 400,
+            )
+        ),
     ],
 )
 def test_what_cannot_be_read_is_as_good_as_nothing(data: bytes) -> None:
