@@ -208,13 +208,16 @@ class BlockDenoiser:
                 if news.finish is not None:
                     break
         self._count(news.prompt_tokens, news.cached_tokens, len(drawn))
-        end = next((at for at, token in enumerate(drawn) if token in self._engine.eos_ids), None)
+        eos_ids, due = self._engine.eos_ids, drawn[:count]
+        end = next((at for at, token in enumerate(due) if token in eos_ids), None)
         if end is not None:
-            return tuple(drawn[: end + 1])
+            return tuple(due[: end + 1])
+        if len(drawn) > count:
+            raise EngineClosed(f"SGLang sent {len(drawn)} tokens where {count} were due")
         matched = (news.finish or {}).get("matched")
-        if drawn and isinstance(matched, int) and drawn[-1] == matched and self._engine.eos_ids:
+        if drawn and isinstance(matched, int) and drawn[-1] == matched and eos_ids:
             # One that only the server's tokenizer knows ends texts too; here it is one of ours.
-            return (*drawn[:-1], min(self._engine.eos_ids))
-        if len(drawn) != count:
+            return (*drawn[:-1], min(eos_ids))
+        if len(drawn) < count:
             raise EngineClosed(f"SGLang sent {len(drawn)} tokens where {count} were due")
         return tuple(drawn)
