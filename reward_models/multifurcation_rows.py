@@ -21,6 +21,7 @@ from engines.base import TokenIds
 from engines.embedded.claims import PageClaim
 from engines.embedded.compute import compute_thread
 from reward_models.base import UNSEEN, RewardRow
+from reward_models.errors import RewardUnavailable
 
 _GATHERED: Final = 8192
 """Rows of the output head that are gathered at a time."""
@@ -98,7 +99,11 @@ class HiddenRow:
     async def at_each(
         self, rows: Sequence[RewardRow], ids: Sequence[Sequence[int]]
     ) -> list[list[float]]:
-        """See `RewardRows.at_each`."""
+        """See `RewardRows.at_each`.
+
+        Raises:
+            RewardUnavailable: The gather failed; there may have been no memory for it.
+        """
         found = [[math.nan] * len(one) for one in ids]
         known = [
             (at, row._hidden)
@@ -108,7 +113,10 @@ class HiddenRow:
         if known:
             places = [at for at, _ in known]
             asked = [ids[at] for at in places]
-            rewards = await self._head.rewards_soon([one for _, one in known], asked)
+            try:
+                rewards = await self._head.rewards_soon([one for _, one in known], asked)
+            except RuntimeError as err:
+                raise RewardUnavailable(f"rewards could not be computed: {err}") from err
             for at, values in zip(places, rewards, strict=True):
                 found[at] = values
         return found

@@ -159,6 +159,23 @@ async def test_whoever_stops_waiting_for_rewards_computes_none() -> None:
     assert busy.result()
 
 
+async def test_a_gather_that_fails_is_a_judge_that_is_unavailable(
+    judge: MultifurcationJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*given: object) -> list[list[float]]:
+        raise torch.OutOfMemoryError("no memory left")
+
+    root = await judge.open(MESSAGES)
+    rows = await judge.next_rewards([root])
+    monkeypatch.setattr(RewardHead, "rewards", fails)
+    with pytest.raises(RewardUnavailable, match="no memory left") as failed:
+        await rewards_at(rows, [(4, 5)])
+    assert isinstance(failed.value.__cause__, torch.OutOfMemoryError)
+    with pytest.raises(RewardUnavailable):
+        await judge.score([Candidate(MESSAGES, "", (20, 21), (), root)])
+    root.release()
+
+
 async def test_rewards_are_those_computed_by_hand(model: Path, judge: MultifurcationJudge) -> None:
     claim = await judge.open(MESSAGES)
     answer = judge._runtime.tokenizer.encode("Step 1: the answer is 42.")
