@@ -259,8 +259,8 @@ def _request(key: _Key, claim: PageClaim | None, *, keeps: bool) -> ReadRequest:
 
 
 def _states(hidden: torch.Tensor) -> list[torch.Tensor]:
-    """Hidden states (N, C), each as float32 (C,); they share memory of their own."""
-    return list(hidden.float().clone())
+    """Hidden states (N, C), each as float32 (C,); of one batch they share memory."""
+    return list(hidden.float())
 
 
 _STATES: Final = LastStates(_states)
