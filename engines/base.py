@@ -359,7 +359,7 @@ class EngineStats:
         pages_cached: Pages holding evictable cache.
         pages_claimed: Pages that somebody's claim keeps.
         page_tokens: Tokens in one page.
-        tokens_computed: Tokens run through the model so far.
+        tokens_computed: Tokens run through the model so far; branches that share a row count each.
         tokens_looked_up: Prompt tokens looked up in the cache so far.
         tokens_hit: Of those, found.
         running: Sequences in the current batch.

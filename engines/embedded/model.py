@@ -65,6 +65,7 @@ class Decoder:
         slots: torch.Tensor | slice,
         pool: KvPool,
         plan: Plan,
+        row_of: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Run N tokens and store their keys and values.
 
@@ -74,6 +75,8 @@ class Decoder:
             slots: Where their keys and values go; (N,) int64 or a slice.
             pool: The cache.
             plan: Which slots each token attends to, its own included.
+            row_of: Which token's keys and values go to each slot, where there are more slots than
+                tokens; as long as `slots`, int64.
 
         Returns:
             (N, C) hidden states after the final norm.
@@ -82,7 +85,7 @@ class Decoder:
         x = weights.embedding.index_select(0, tokens)
         rotation = self._rotations.index_select(0, positions).unsqueeze(1)
         for number, layer in enumerate(weights.layers):
-            x = self._attention(x, layer, number, rotation, slots, pool, plan)
+            x = self._attention(x, layer, number, rotation, slots, pool, plan, row_of)
             h = norm(x, layer.norm_mlp)
             gate, up = linear(h, layer.gate_up, layer.gate_up_bias).chunk(2, dim=1)
             x = _add_linear(x, silu(gate).mul_(up), layer.down, layer.down_bias)
@@ -102,6 +105,7 @@ class Decoder:
         slots: torch.Tensor | slice,
         pool: KvPool,
         plan: Plan,
+        row_of: torch.Tensor | None,
     ) -> torch.Tensor:
         config = self.config
         heads, kv_heads, width = config.heads, config.kv_heads, config.head_dim
@@ -114,7 +118,10 @@ class Decoder:
             qk = torch.cat((q_normed, k_normed), dim=1)
         pairs = torch.view_as_complex(qk.float().view(len(x), -1, width // 2, 2))
         qk = torch.view_as_real(pairs * rotation).flatten(-2).to(self.dtype)
-        pool.write(number, slots, qk[:, heads:], qkv[:, heads + kv_heads :])
+        k, v = qk[:, heads:], qkv[:, heads + kv_heads :]
+        if row_of is not None:
+            k, v = k[row_of], v[row_of]
+        pool.write(number, slots, k, v)
         out = attend(qk[:, :heads], pool.pages[number], plan, self._scale)
         return _add_linear(x, out.reshape(len(x), -1), layer.out, layer.out_bias)
 

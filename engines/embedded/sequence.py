@@ -140,6 +140,7 @@ class Branch(Sequence):
         drafted: Guessed tokens that were verified.
         accepted: Those that it said.
         observed: How many of its tokens the drafter has heard of.
+        key: A hash; equal for branches that began and go on with the same tokens.
     """
 
     __slots__ = (
@@ -152,6 +153,7 @@ class Branch(Sequence):
         "how",
         "index",
         "job",
+        "key",
         "limit",
         "logps",
         "observed",
@@ -195,6 +197,7 @@ class Branch(Sequence):
         self.drafted = 0
         self.accepted = 0
         self.observed = len(tokens)
+        self.key = hash(tokens)
         self.logps: list[float] = []
         self.top_logps: list[TopLogps] = []
         self.counts: dict[int, int] = {}
@@ -215,6 +218,7 @@ class Branch(Sequence):
     def accept(self, token: int, logp: float, context_tokens: int) -> bool:
         """Append a drawn token; True when the branch has ended, and `finish` says why."""
         self.tokens.append(token)
+        self.key = hash((self.key, token))
         self.logps.append(logp)
         if token in self.stop_ids:
             self.finish = (Finish.STOP_TOKEN, token)

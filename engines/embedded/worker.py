@@ -20,6 +20,7 @@ from engines.drafters.verify import Walk
 from engines.embedded.accounting import Ledger
 from engines.embedded.attention import Plan, Planner, Row, index_of
 from engines.embedded.compute import ComputeThread
+from engines.embedded.decoding import DecodeBatch
 from engines.embedded.drafting import Drafting, Verified
 from engines.embedded.jobs import GenerateJob, Job, ReadJob, ReadResult
 from engines.embedded.model import Decoder
@@ -33,44 +34,6 @@ from engines.embedded.verification import Verification
 from engines.errors import EngineClosed, EngineError
 
 _log = logging.getLogger(__name__)
-
-
-class DecodeBatch:
-    """Branches that draw one token a step, with everything that survives from step to step.
-
-    Args:
-        branches: In batch order, each with one pending token and a page for it.
-        sampler: For the same branches.
-        plan: For their next token.
-        page_tokens: Tokens in a page.
-    """
-
-    def __init__(
-        self, branches: list[Branch], sampler: Sampler, plan: Plan, page_tokens: int
-    ) -> None:
-        self.branches = branches
-        self.sampler = sampler
-        self.plan = plan
-        at = [branch.computed for branch in branches]
-        self.tokens = np.array([branch.tokens[-1] for branch in branches])
-        self.positions = np.array(at)
-        pages = [b.page_at(p, page_tokens) for b, p in zip(branches, at, strict=True)]
-        self.slots = np.array(pages) * page_tokens + self.positions % page_tokens
-        self._steps_left = page_tokens - int((self.positions % page_tokens).max())
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether a branch needs its next page."""
-        return self._steps_left == 0
-
-    def advance(self, ids: Sequence[int]) -> None:
-        """Move on by the drawn `ids`."""
-        self._steps_left -= 1
-        if not self.is_stale:
-            self.tokens = np.array(ids)
-            self.positions += 1
-            self.slots += 1
-            self.plan.advance()
 
 
 class Worker:
@@ -119,6 +82,7 @@ class Worker:
         self._jobs: set[Job] = set()  # with unfinished sequences
         self._news: dict[Job, None] = {}
         self.tokens_computed = 0
+        self.rows_computed = 0
         self.tokens_decoded = 0
         self.decode_steps = 0
         self.tokens_drafted = 0
@@ -273,9 +237,10 @@ class Worker:
     def _draw(self, branches: list[Branch]) -> list[Branch]:
         """One token for every branch; those that ended."""
         batch = self._decode_batch(branches)
-        hidden = self._forward(batch.tokens, batch.positions, batch.slots, batch.plan)
+        hidden = self._forward(batch.tokens, batch.positions, batch.slots, batch.plan, batch.row_of)
         self.tokens_decoded += len(branches)
-        draw = batch.sampler.draw(self._decoder.logits(hidden))
+        logits = self._decoder.logits(hidden)
+        draw = batch.sampler.draw(logits if batch.row_of is None else logits[batch.row_of])
         ended = self._accept(branches, draw)
         if not ended:
             batch.advance(draw.ids)
@@ -343,9 +308,8 @@ class Worker:
         old, size = self._batch, self._pool.page_tokens
         if old and not old.is_stale and self._batch_version == self._scheduler.version:
             return old
-        rows = [Row(b.shared_pages, b.own, b.computed, 1) for b in branches]
-        sampler = self._sampler_of(branches)
-        self._batch = DecodeBatch(branches, sampler, self._planner.plan(rows), size)
+        sampler, device = self._sampler_of(branches), self._decoder.device
+        self._batch = DecodeBatch(branches, sampler, self._planner, size, device)
         self._batch_version = self._scheduler.version
         return self._batch
 
@@ -371,12 +335,18 @@ class Worker:
         return ended
 
     def _forward(
-        self, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray, plan: Plan
+        self,
+        tokens: np.ndarray,
+        positions: np.ndarray,
+        slots: np.ndarray,
+        plan: Plan,
+        row_of: torch.Tensor | None = None,
     ) -> torch.Tensor:
         device = self._decoder.device
-        self.tokens_computed += len(tokens)
+        self.tokens_computed += len(slots)  # as many as an engine would run that has no twins
+        self.rows_computed += len(tokens)
         ids, where = torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device)
-        return self._decoder.forward(ids, where, index_of(slots, device), self._pool, plan)
+        return self._decoder.forward(ids, where, index_of(slots, device), self._pool, plan, row_of)
 
     def _finish(self, branch: Branch) -> None:
         """Retire an ended branch and make its Continuation; needs the lock."""

@@ -2,6 +2,8 @@
 
 Compute is forward tokens times parameters, of the generator and of the reward model that searches:
 every token that was run through a model, prompts included; what came out of a cache was not run.
+A token of a branch counts even where the engine ran one row for several equal branches, as engines
+do not in general.
 The judge that decides at the end whether an attack succeeded is not part of it.
 """
 
