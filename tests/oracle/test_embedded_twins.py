@@ -94,9 +94,11 @@ async def test_each_says_what_it_says_alone(directory: Path, prompt: TokenIds) -
 
 
 async def test_two_tenants_share_no_row(directory: Path, prompt: TokenIds) -> None:
+    """They run side by side, without a full page that would tell them apart."""
     how = Sampling(temperature=0.0, max_tokens=20)
-    engine = open_tiny(directory)
+    engine = open_tiny(directory, page_tokens=64)
     await asyncio.gather(*(children(engine, prompt, how, tenant=one) for one in ("a", "b")))
     worker = engine._runtime.worker
+    assert worker.tokens_decoded > worker.decode_steps
     assert worker.rows_computed == worker.tokens_computed
     await engine.aclose()
